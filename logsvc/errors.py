@@ -1,0 +1,132 @@
+"""Errors of the service, in one tree.
+
+::
+
+    LogsvcError
+    ├── SettingsError            a setting is unknown, missing or unsafe; the start stops
+    ├── BadInput                 what was sent cannot be used (400)
+    │   ├── QuerySyntaxError     carries .position (0-based column) and .hint
+    │   ├── BodyTooLarge         413
+    │   └── UnsupportedEncoding  415
+    ├── NotFound                 404
+    ├── Unauthenticated          401
+    ├── Forbidden                403: the key lacks the scope
+    ├── Overloaded               503, carries .retry_after_s
+    ├── JournalFull              an Overloaded: the journal or its disk is full
+    ├── StoreUnavailable         503: the store does not answer; try again
+    ├── QueryTooExpensive        a query ran into its bound in time or buckets
+    ├── SchemaMismatch           the state's schema or the store's mapping differs; .differences
+    ├── DataDirectoryLocked      another serve runs on the data directory; .holder
+    └── TicketConflict           the ticket's state does not allow the change
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LogsvcError(Exception):
+    """Base of all; ``status`` is the HTTP status that it becomes."""
+
+    status = 500
+
+
+class SettingsError(LogsvcError):
+    """A setting is unknown, missing or unsafe."""
+
+
+class BadInput(LogsvcError):
+    """What was sent cannot be used; the message says what was expected."""
+
+    status = 400
+
+
+class QuerySyntaxError(BadInput):
+    """The query cannot be parsed. ``position`` is the 0-based column of the trouble."""
+
+    def __init__(self, message: str, position: int, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.position = position
+        self.hint = hint
+
+
+class BodyTooLarge(BadInput):
+    """The body, compressed or not, is over its bound."""
+
+    status = 413
+
+
+class UnsupportedEncoding(BadInput):
+    """The Content-Encoding is none that we decode."""
+
+    status = 415
+
+
+class NotFound(LogsvcError):
+    """There is no such thing for this tenant."""
+
+    status = 404
+
+
+class Unauthenticated(LogsvcError):
+    """No key, or none that we know."""
+
+    status = 401
+
+
+class Forbidden(LogsvcError):
+    """The key lacks the scope."""
+
+    status = 403
+
+
+class Overloaded(LogsvcError):
+    """Nothing was kept; send it again after ``retry_after_s``."""
+
+    status = 503
+
+    def __init__(self, message: str, retry_after_s: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class JournalFull(Overloaded):
+    """The journal reached its bound or its disk is full; nothing of the batch was written."""
+
+
+class StoreUnavailable(LogsvcError):
+    """The store does not answer now; the same call may succeed later."""
+
+    status = 503
+
+    def __init__(self, message: str, retry_after_s: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueryTooExpensive(LogsvcError):
+    """The query ran into its bound; narrow it."""
+
+    status = 422
+
+
+class SchemaMismatch(LogsvcError):
+    """What stands on disk is not what the code expects; ``differences`` names each item."""
+
+    def __init__(self, what: str, differences: Sequence[str]) -> None:
+        super().__init__(f"{what} differs from what this version expects: " + "; ".join(differences))
+        self.differences = tuple(differences)
+
+
+class DataDirectoryLocked(LogsvcError):
+    """Another process serves this data directory; ``holder`` names it."""
+
+    def __init__(self, path: str, holder: str) -> None:
+        super().__init__(f"data directory {path} is in use by {holder}; stop it first or choose another directory")
+        self.holder = holder
+
+
+class TicketConflict(LogsvcError):
+    """The ticket's state does not allow the change."""
+
+    status = 409
