@@ -1,0 +1,1 @@
+"""Support: what tests of several kinds share. Nothing here is a test, and nothing of it is shipped."""
