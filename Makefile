@@ -1,0 +1,77 @@
+# Every target works as the first command after a clone: what it needs is installed into .venv by itself.
+# `make` alone lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BREAK ?= schema
+WORKERS ?= 2
+ARGS ?=
+
+# The first Python here that the service runs on and that can make a virtual environment.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help install demo test quick check format bench wheels lock clean
+
+help: ## List the targets.
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do \
+	  printf '  make %-8s %s\n' "$$name" "$$what"; done
+
+install: $(INSTALLED) ## Install everything into .venv, each package checked against its locked hash.
+
+$(INSTALLED): requirements-dev.lock pyproject.toml shippers/pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later that can make a virtual environment;" \
+	  "install one (on Debian: apt-get install python3 python3-venv) or name it: make install PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "installing into $(VENV) (once, and again when a lock changes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation -e shippers -e .
+	@touch $@
+
+demo: $(INSTALLED) ## Run the demo: an application breaks, a ticket opens (BREAK=schema|dependency|silence|none).
+	$(BIN)/logsvc demo --break $(BREAK) $(ARGS)
+
+test: $(INSTALLED) ## Run every test, those against a real Elasticsearch included (ARGS="-k name" narrows).
+	.ci/prerequisites
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+quick: $(INSTALLED) ## Run the unit tests: under a minute, no server needed.
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not elasticsearch" tests/unit $(ARGS)
+
+check: $(INSTALLED) ## Check formatting, lint, types and the boundaries between packages.
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 shippers
+	$(BIN)/mypy tests
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## Format the code and apply the lint's safe fixes.
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(INSTALLED) ## Measure throughput, CPU per record and search latencies.
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+wheels: $(INSTALLED) ## Build both distributions into dist/.
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	cd shippers && ../$(BIN)/python -m hatchling build -d ../dist
+
+# No addresses, no folders of this machine: the same file installs from any mirror, and the hashes decide.
+LOCK := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-header \
+  --no-emit-index-url --no-emit-find-links --no-emit-package logsvc-shippers
+
+lock: $(INSTALLED) ## Write the locks anew from pyproject.toml (ARGS=--upgrade takes newer versions).
+	$(LOCK) $(ARGS) pyproject.toml --extra postgres -o requirements.lock
+	$(LOCK) $(ARGS) pyproject.toml --extra postgres --group dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## Remove what was built and cached; .venv and data stay.
+	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find logsvc detectors shippers tests -name __pycache__ -type d -prune -exec rm -rf {} +
