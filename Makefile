@@ -9,6 +9,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+UV := $(BIN)/uv --no-config
 BREAK ?= schema
 WORKERS ?= 2
 ARGS ?=
@@ -25,13 +26,14 @@ help: ## List the targets.
 
 install: $(INSTALLED) ## Install everything into .venv, each package checked against its locked hash.
 
-$(INSTALLED): requirements-dev.lock pyproject.toml shippers/pyproject.toml
+$(INSTALLED): requirements-build.lock requirements-dev.lock pyproject.toml shippers/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later that can make a virtual environment;" \
 	  "install one (on Debian: apt-get install python3 python3-venv) or name it: make install PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@echo "installing into $(VENV) (once, and again when a lock changes)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation -e shippers -e .
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-build.lock
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --no-build-isolation requirements-dev.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-index --no-deps --no-build-isolation -e shippers -e .
 	@touch $@
 
 demo: $(INSTALLED) ## Run the demo: an application breaks, a ticket opens (BREAK=schema|dependency|silence|none).
@@ -65,12 +67,13 @@ wheels: $(INSTALLED) ## Build both distributions into dist/.
 	cd shippers && ../$(BIN)/python -m hatchling build -d ../dist
 
 # No addresses, no folders of this machine: the same file installs from any mirror, and the hashes decide.
-LOCK := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-header \
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
   --no-emit-index-url --no-emit-find-links --no-emit-package logsvc-shippers
 
 lock: $(INSTALLED) ## Write the locks anew from pyproject.toml (ARGS=--upgrade takes newer versions).
-	$(LOCK) $(ARGS) pyproject.toml --extra postgres -o requirements.lock
-	$(LOCK) $(ARGS) pyproject.toml --extra postgres --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) $(ARGS) --group build -o requirements-build.lock
+	$(LOCK) $(ARGS) pyproject.toml --extra postgres -c requirements-build.lock -o requirements.lock
+	$(LOCK) $(ARGS) pyproject.toml --extra postgres --group dev -c requirements-build.lock -c requirements.lock -o requirements-dev.lock
 
 clean: ## Remove what was built and cached; .venv and data stay.
 	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
