@@ -1,0 +1,319 @@
+"""Timestamps: clocks, and the one place where time is read from text and written as text.
+
+Senders write times in a dozen ways; the service keeps one: RFC 3339 in UTC, up to nine fraction
+digits, a final ``Z``. Inside, a time is an integer since 1970: nanoseconds in a stored record,
+microseconds wherever times are compared, since that is what both stores sort by.
+
+What always holds: integers are exact (nothing passes through a float that did not come as one);
+formatting what was parsed gives the same instant back; every failure is a ``BadInput`` that names
+the value and what was expected.
+
+Not here: which times are believable (ingest.py).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+
+from logsvc.errors import BadInput
+
+Clock = Callable[[], int]
+"""Returns the time now in microseconds since 1970. Handed in wherever time matters."""
+
+NS_PER_US = 1_000
+NS_PER_S = 1_000_000_000
+US_PER_S = 1_000_000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+# Anything the formats below do not fit is refused; digits are ASCII digits only.
+_RFC3339 = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?:[Tt ]([0-9]{2}:[0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]{1,30}))?)?)?"
+    r" ?(Z|z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?\Z"
+)
+_NUMBER = re.compile(r"[+-]?[0-9]{1,30}(?:\.[0-9]{0,30})?(?:[eE][+-]?[0-9]{1,2})?\Z")
+_RELATIVE = re.compile(r"now(?:([+-])([0-9a-z.]{1,40}))?(?:/([smhd]))?\Z")
+_DURATION = re.compile(r"(?:[0-9]{1,12}(?:ms|us|[smhdw]))+\Z")
+_DURATION_PART = re.compile(r"([0-9]+)(ms|us|[smhdw])")
+
+_UNITS_US = {
+    "w": 7 * 86_400 * US_PER_S,
+    "d": 86_400 * US_PER_S,
+    "h": 3_600 * US_PER_S,
+    "m": 60 * US_PER_S,
+    "s": US_PER_S,
+    "ms": 1_000,
+    "us": 1,
+}
+_MAX_SHOWN = 64
+
+
+def system_clock() -> int:
+    """Return the machine's time in microseconds since 1970."""
+    return time.time_ns() // NS_PER_US
+
+
+class MonotonicClock:
+    """A clock that never goes back: not when the machine's does, and not across a restart.
+
+    ``event.ingested`` is taken from it, because detection's cursor and the promise of
+    completeness run over that field. Two calls may return the same microsecond.
+
+    Args:
+        clock: The clock to follow.
+        floor_us: Nothing below this is ever returned; the last time handed out before a restart.
+    """
+
+    def __init__(self, clock: Clock = system_clock, floor_us: int = 0) -> None:
+        self._clock = clock
+        self._last = floor_us
+        self._lock = threading.Lock()
+
+    def __call__(self) -> int:
+        """Return the time now, or the last one returned if that is later."""
+        with self._lock:
+            now = self._clock()
+            if now > self._last:
+                self._last = now
+            return self._last
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to write very long integers
+        return f"an integer of {value.bit_length()} bits"
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+
+
+def _bad_time(value: object) -> BadInput:
+    return BadInput(f'cannot parse timestamp "{_shown(value)}"; expected RFC 3339, such as 2024-12-25T13:00:00Z')
+
+
+@lru_cache(maxsize=4096)
+def _second(prefix: str) -> int:
+    """Seconds since 1970 of ``YYYY-MM-DDTHH:MM:SS``. Cached: records of one second share it."""
+    moment = datetime.fromisoformat(prefix)
+    return (moment.toordinal() - 719_163) * 86_400 + moment.hour * 3_600 + moment.minute * 60 + moment.second
+
+
+_SCALE = tuple(10 ** (9 - digits) for digits in range(10))
+
+
+def parse_rfc3339(text: str) -> int:
+    """Return the nanoseconds since 1970 that ``text`` names.
+
+    Lenient where senders are: a space or ``t`` for ``T``, a comma for the point, an offset with or
+    without colon, none at all (then UTC), a date alone, a leap second. Digits past the ninth are
+    cut.
+
+    Raises:
+        BadInput: If it is no such time.
+
+    >>> parse_rfc3339("1970-01-01T00:00:01.5Z")
+    1500000000
+    >>> parse_rfc3339("1970-01-01 01:00:00,25+01:00")
+    250000000
+    """
+    # Canonical text first: most of what is ingested ends here.
+    size = len(text)
+    if 20 <= size <= 30 and text[-1] == "Z" and text[10] == "T":
+        try:
+            if size == 20:
+                return _second(text[:19]) * NS_PER_S
+            fraction = text[20:-1]
+            if text[19] == "." and fraction.isascii() and fraction.isdigit():
+                return _second(text[:19]) * NS_PER_S + int(fraction) * _SCALE[size - 21]
+        except ValueError:
+            pass  # a leap second, or a date that is none: the long way says
+    match = _RFC3339.match(text)
+    if match is None:
+        raise _bad_time(text)
+    date, minute, second, fraction, offset = match.groups()
+    second = second or "00"
+    leap = 0
+    if second == "60":
+        second, leap = "59", 1
+    try:
+        seconds = _second(f"{date}T{minute or '00:00'}:{second}") + leap
+    except ValueError:
+        raise _bad_time(text) from None
+    if offset is not None and offset[0] in "+-":
+        digits = offset[1:].replace(":", "")
+        hours, minutes = int(digits[:2]), int(digits[2:] or "0")
+        if hours > 23 or minutes > 59:
+            raise _bad_time(text)
+        shift = hours * 3_600 + minutes * 60
+        seconds += shift if offset[0] == "-" else -shift
+    nanos = int(fraction[:9].ljust(9, "0")) if fraction else 0
+    return seconds * NS_PER_S + nanos
+
+
+def parse_epoch(value: int | float | Decimal) -> int:
+    """Return the nanoseconds since 1970 of a number whose unit is told by its magnitude.
+
+    Below 1e11 it is seconds, below 1e14 milliseconds, below 1e17 microseconds, else nanoseconds;
+    so each unit covers the years in which logs are written. A float keeps microseconds, which is
+    all it carries at today's seconds.
+
+    Raises:
+        BadInput: If it is not a finite number.
+
+    >>> parse_epoch(1_700_000_000) == parse_epoch(1_700_000_000_000) == 1_700_000_000 * 10**9
+    True
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _bad_time(value)
+        size = abs(value)
+        if size < 1e11:
+            return round(value * 1e6) * NS_PER_US
+        if size < 1e14:
+            return round(value * 1e3) * NS_PER_US
+        return round(value) * NS_PER_US if size < 1e17 else round(value)
+    size = abs(value)
+    scale = NS_PER_S if size < 10**11 else 1_000_000 if size < 10**14 else NS_PER_US if size < 10**17 else 1
+    return int(value * scale)
+
+
+def parse_timestamp(value: object) -> int:
+    """Return the nanoseconds since 1970 that a sender's value names: RFC 3339, or an epoch as number or text.
+
+    Raises:
+        BadInput: If it is neither.
+    """
+    if isinstance(value, str):
+        try:
+            return parse_rfc3339(value)
+        except BadInput:
+            text = value.strip()
+            if _NUMBER.match(text):
+                return parse_epoch(_decimal(text))
+            if text != value:
+                return parse_rfc3339(text)
+            raise
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return parse_epoch(value)
+    raise _bad_time(value)
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # pragma: no cover - the pattern admits nothing Decimal refuses
+        raise _bad_time(text) from None
+
+
+@lru_cache(maxsize=4096)
+def _prefix(second: int) -> str:
+    """``YYYY-MM-DDTHH:MM:SS`` of seconds since 1970."""
+    return (_EPOCH + timedelta(seconds=second)).isoformat()[:19]
+
+
+def format_ns(ns: int) -> str:
+    """Return RFC 3339 in UTC with as many fraction digits (0, 3, 6 or 9) as the time needs.
+
+    Raises:
+        BadInput: If it lies outside the years 1 to 9999.
+
+    >>> format_ns(1_500_000_000), format_ns(1)
+    ('1970-01-01T00:00:01.500Z', '1970-01-01T00:00:00.000000001Z')
+    """
+    second, rest = divmod(ns, NS_PER_S)
+    try:
+        prefix = _prefix(second)
+    except OverflowError:
+        raise _bad_time(ns) from None
+    if not rest:
+        return prefix + "Z"
+    if rest % 1_000:
+        return f"{prefix}.{rest:09d}Z"
+    if rest % 1_000_000:
+        return f"{prefix}.{rest // 1_000:06d}Z"
+    return f"{prefix}.{rest // 1_000_000:03d}Z"
+
+
+def format_us(us: int) -> str:
+    """Return RFC 3339 in UTC of microseconds since 1970.
+
+    >>> format_us(1_500_000)
+    '1970-01-01T00:00:01.500Z'
+    """
+    return format_ns(us * NS_PER_US)
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return the duration that ``text`` names: ``5m``, ``60s``, ``30d``, ``1h30m``, ``250ms``.
+
+    Raises:
+        BadInput: If it is no duration, or too long for one.
+
+    >>> parse_duration("1h30m")
+    datetime.timedelta(seconds=5400)
+    """
+    if not _DURATION.match(text):
+        raise BadInput(f'cannot parse duration "{_shown(text)}"; expected a number and a unit, such as 5m, 60s or 30d')
+    try:
+        return timedelta(microseconds=sum(int(n) * _UNITS_US[unit] for n, unit in _DURATION_PART.findall(text)))
+    except OverflowError:
+        raise BadInput(f'duration "{_shown(text)}" is too long; expected at most 999999999d') from None
+
+
+def format_duration(duration: timedelta) -> str:
+    """Return the shortest text that ``parse_duration`` reads back as ``duration``, days being the longest unit.
+
+    Raises:
+        ValueError: If it is negative.
+
+    >>> format_duration(timedelta(minutes=90)), format_duration(timedelta(days=30))
+    ('1h30m', '30d')
+    """
+    rest = duration // timedelta(microseconds=1)
+    if rest < 0:
+        raise ValueError(f"a duration cannot be negative, got {duration}")
+    parts = []
+    for unit in ("d", "h", "m", "s", "ms", "us"):
+        count, rest = divmod(rest, _UNITS_US[unit])
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
+def parse_time(text: str, now_us: int) -> int:
+    """Return the microseconds since 1970 that an API's or a query's time names.
+
+    RFC 3339, an epoch by magnitude, ``now``, ``now-15m``, ``now+1h``, and each of the last three
+    rounded down to a unit in UTC: ``now-1d/d``.
+
+    Raises:
+        BadInput: If it is none of these.
+
+    >>> parse_time("now-15m", 3_600_000_000) == 2_700_000_000
+    True
+    """
+    text = text.strip()
+    if text.startswith("now"):
+        match = _RELATIVE.match(text)
+        if match is None:
+            raise BadInput(f'cannot parse time "{_shown(text)}"; expected now, now-15m or now-1d/d')
+        sign, amount, unit = match.groups()
+        time_us = now_us
+        if amount:
+            shift = parse_duration(amount) // timedelta(microseconds=1)
+            time_us += shift if sign == "+" else -shift
+        if unit:
+            time_us -= time_us % _UNITS_US[unit]
+        return time_us
+    try:
+        return parse_timestamp(text) // NS_PER_US
+    except BadInput:
+        raise BadInput(
+            f'cannot parse time "{_shown(text)}"; expected RFC 3339, such as 2024-12-25T13:00:00Z, or now-15m'
+        ) from None

@@ -1,0 +1,193 @@
+"""Times: whatever the service reads, it reads exactly or refuses with what it expected."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logsvc.errors import BadInput
+from logsvc.timestamps import (
+    MonotonicClock,
+    format_duration,
+    format_ns,
+    format_us,
+    parse_duration,
+    parse_epoch,
+    parse_rfc3339,
+    parse_time,
+    parse_timestamp,
+    system_clock,
+)
+
+CHRISTMAS = 1_735_131_600  # 2024-12-25T13:00:00Z
+NS = 10**9
+YEARS_1_TO_9999_NS = st.integers(-62_135_596_800 * NS, 253_402_300_800 * NS - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "ns"),
+    [
+        ("2024-12-25T13:00:00Z", 0),
+        ("2024-12-25T13:00:00.123456789Z", 123_456_789),
+        ("2024-12-25T13:00:00.1234567891234Z", 123_456_789),
+        ("2024-12-25t13:00:00z", 0),
+        ("2024-12-25 13:00:00", 0),
+        ("2024-12-25 13:00:00,123", 123_000_000),
+        ("2024-12-25 13:00:00 UTC", 0),
+        ("2024-12-25T13:00Z", 0),
+        ("2024-12-25T14:00:00+01:00", 0),
+        ("2024-12-25T18:30:00+0530", 0),
+        ("2024-12-25T11:00:00-02", 0),
+        ("2024-12-25T12:59:60Z", 0),
+        ("2024-12-25", -13 * 3600 * NS),
+    ],
+)
+def test_rfc_3339_is_read_as_senders_write_it(text: str, ns: int) -> None:
+    assert parse_rfc3339(text) == CHRISTMAS * NS + ns
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "25/12/2024",
+        "not-a-date",
+        "2024-13-01T00:00:00Z",
+        "2024-02-30T00:00:00Z",
+        "0000-01-01T00:00:00Z",
+        "2024-12-25T25:00:00Z",
+        "2024-12-25T13:00:61Z",
+        "2024-12-25T13:00:00+24:00",
+        "2024-12-25T13:00:00.Z",
+        "²024-12-25T13:00:00Z",
+        "2024-12-25T13:00:00.²Z",
+        "2024-12-25T1²:00:00Z",
+        "2024-12-25T13:00:00Z x",
+        "1e400",
+        None,
+        True,
+        float("nan"),
+        float("inf"),
+        ["2024"],
+    ],
+)
+def test_what_is_no_time_is_refused_with_the_value_and_an_example(value: object) -> None:
+    with pytest.raises(BadInput, match=r"cannot parse timestamp .*expected RFC 3339, such as 2024-12-25T13:00:00Z"):
+        parse_timestamp(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        CHRISTMAS,
+        CHRISTMAS * 10**3,
+        CHRISTMAS * 10**6,
+        CHRISTMAS * NS,
+        float(CHRISTMAS),
+        str(CHRISTMAS),
+        f"{CHRISTMAS}.0",
+    ],
+)
+def test_the_unit_of_an_epoch_is_told_by_its_magnitude(value: float | str) -> None:
+    assert parse_timestamp(value) == CHRISTMAS * NS
+
+
+def test_an_epoch_written_as_text_keeps_its_nanoseconds() -> None:
+    assert parse_timestamp(f"{CHRISTMAS}.123456789") == CHRISTMAS * NS + 123_456_789
+    assert parse_timestamp(f" {CHRISTMAS * NS + 7} ") == CHRISTMAS * NS + 7
+
+
+def test_a_float_of_seconds_keeps_its_microseconds() -> None:
+    assert parse_epoch(CHRISTMAS + 0.123456) == CHRISTMAS * NS + 123_456_000
+
+
+@given(YEARS_1_TO_9999_NS)
+def test_formatting_and_parsing_are_inverse_to_the_nanosecond(ns: int) -> None:
+    assert parse_rfc3339(format_ns(ns)) == ns
+
+
+@given(YEARS_1_TO_9999_NS.map(lambda ns: ns // 1000))
+def test_microseconds_agree_with_the_standard_library(us: int) -> None:
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
+    assert datetime.fromisoformat(format_us(us)) == moment
+    assert parse_rfc3339(moment.isoformat()) == us * 1000
+
+
+@given(st.text(max_size=40) | st.integers() | st.floats() | st.none() | st.lists(st.none()))
+def test_any_value_is_a_time_or_bad_input(value: object) -> None:
+    try:
+        format_ns(parse_timestamp(value))
+    except BadInput:
+        pass
+
+
+def test_an_integer_too_long_to_write_is_bad_input() -> None:
+    with pytest.raises(BadInput, match="an integer of"):
+        format_ns(parse_timestamp(10**5000))
+
+
+@pytest.mark.parametrize(
+    ("text", "duration"),
+    [
+        ("5m", timedelta(minutes=5)),
+        ("60s", timedelta(minutes=1)),
+        ("30d", timedelta(days=30)),
+        ("1h30m", timedelta(minutes=90)),
+        ("250ms", timedelta(milliseconds=250)),
+        ("2w", timedelta(days=14)),
+        ("0s", timedelta(0)),
+    ],
+)
+def test_durations_are_written_with_their_unit(text: str, duration: timedelta) -> None:
+    assert parse_duration(text) == duration
+
+
+@pytest.mark.parametrize("text", ["", "5", "m", "5 m", "-5m", "1.5h", "5y", "5m!", "999999999999w", "٥m"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="duration"):
+        parse_duration(text)
+
+
+@given(st.timedeltas(min_value=timedelta(0)))
+def test_durations_read_back_as_they_were_written(duration: timedelta) -> None:
+    assert parse_duration(format_duration(duration)) == duration
+
+
+def test_a_negative_duration_cannot_be_written() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        format_duration(timedelta(seconds=-1))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_s"),
+    [
+        ("now", CHRISTMAS + 61),
+        ("now-15m", CHRISTMAS + 61 - 900),
+        ("now+1h", CHRISTMAS + 61 + 3600),
+        ("now/m", CHRISTMAS + 60),
+        ("now-1d/d", CHRISTMAS - 13 * 3600 - 86_400),
+        ("2024-12-25T13:00:00Z", CHRISTMAS),
+        (str(CHRISTMAS * 1000), CHRISTMAS),
+    ],
+)
+def test_the_api_takes_relative_and_absolute_times(text: str, expected_s: int) -> None:
+    assert parse_time(text, (CHRISTMAS + 61) * 10**6) == expected_s * 10**6
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "now-", "now-5", "now/y", "nowish", "now -5m"])
+def test_a_time_the_api_does_not_know_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(BadInput, match=r"cannot parse (time .*now-15m|duration .*5m)"):
+        parse_time(text, 0)
+
+
+def test_the_clock_never_goes_back_even_across_a_restart() -> None:
+    times = iter([50, 120, 110, 130])
+    clock = MonotonicClock(lambda: next(times), floor_us=100)
+    assert [clock() for _ in range(4)] == [100, 120, 120, 130]
+
+
+def test_the_system_clock_counts_microseconds() -> None:
+    assert 1_700_000_000 < system_clock() / 10**6 < 10_000_000_000
