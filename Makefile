@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV := $(BIN)/uv --no-config
 BREAK ?= schema
+SERVER := $(BIN)/python -m tests.support.elasticsearch
 WORKERS ?= 2
 ARGS ?=
 
@@ -39,8 +40,13 @@ $(INSTALLED): requirements-build.lock requirements-dev.lock pyproject.toml shipp
 demo: $(INSTALLED) ## Run the demo: an application breaks, a ticket opens (BREAK=schema|dependency|silence|none).
 	$(BIN)/logsvc demo --break $(BREAK) $(ARGS)
 
+# The server is fetched and started before the tests, outside their time limits, unless one is kept running already.
 test: $(INSTALLED) ## Run every test, those against a real Elasticsearch included (ARGS="-k name" narrows).
-	.ci/prerequisites
+	@if ! $(SERVER) url >/dev/null; then \
+	  trap '$(SERVER) stop' EXIT; \
+	  echo "starting Elasticsearch for the tests (fetched once per machine)"; \
+	  $(SERVER) start || true; \
+	fi; \
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 quick: $(INSTALLED) ## Run the unit tests: under a minute, no server needed.

@@ -198,7 +198,7 @@ def test_wheel_of_the_service_holds_both_packages_whole(wheels: dict[str, Path])
 
 def test_wheel_of_the_shippers_holds_only_the_package(wheels: dict[str, Path]) -> None:
     inside = {name for name in zipfile.ZipFile(wheels["logsvc_shippers"]).namelist() if ".dist-info/" not in name}
-    assert _files("shippers") - {"shippers/pyproject.toml", "shippers/README.md"} <= inside
+    assert _files("shippers") - {"shippers/pyproject.toml", "shippers/README.md", "shippers/LICENSE"} <= inside
     assert {name.split("/")[0] for name in inside} == {"shippers"}
     assert "shippers/pyproject.toml" not in inside
 
