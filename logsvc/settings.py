@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from logsvc.errors import SettingsError
+from logsvc.errors import BadInput, SettingsError
+from logsvc.timestamps import format_duration, parse_duration
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -40,7 +41,6 @@ _CONFIG = "LOGSVC_CONFIG"
 _CLIENT = frozenset({"LOGSVC_URL", "LOGSVC_API_KEY"})
 _TESTS = "LOGSVC_TEST_"
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
@@ -71,10 +71,10 @@ def _flag(value: str) -> bool:
 
 
 def _duration(value: str) -> timedelta:
-    match = re.fullmatch(r"([0-9]{1,9})([smhd])", value)
-    if match is None:
-        raise ValueError("a duration such as 5m, 60s or 30d")
-    return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
+    try:
+        return parse_duration(value)
+    except BadInput:
+        raise ValueError("a duration such as 5m, 60s or 30d") from None
 
 
 def _size(value: str) -> int:
@@ -219,9 +219,7 @@ def _show(row: Setting, value: Any) -> str:
     if row.is_secret:
         return "(set)"
     if isinstance(value, timedelta):
-        seconds = int(value.total_seconds())
-        unit = next(unit for unit in ("d", "h", "m", "s") if seconds % _SECONDS[unit] == 0)
-        return f"{seconds // _SECONDS[unit]}{unit}"
+        return format_duration(value)
     if isinstance(value, bool):
         return str(value).lower()
     if row.parse is _size:
@@ -416,43 +414,39 @@ class Settings(_Part):
     log: LogSettings = field(default_factory=LogSettings)
     sources: Mapping[str, str] = field(default_factory=dict)  # variable → where it came from, unless default
 
-    @classmethod
-    def load(cls, environ: Mapping[str, str] | None = None, config: Path | None = None) -> Settings:
-        """Read, check and complete the settings.
-
-        Args:
-            environ: The environment; that of the process if None.
-            config: TOML file; that of ``LOGSVC_CONFIG``, or none, if None.
-
-        Raises:
-            SettingsError: If a key is unknown, or a value cannot be used or is unsafe.
-        """
-        environ = os.environ if environ is None else environ
-        if config is None and environ.get(_CONFIG):
-            config = Path(environ[_CONFIG]).expanduser()
-        texts: dict[str, tuple[str, str]] = {}  # variable → text and where it came from
-        if config is not None:
-            texts.update(_read_file(config))
-        texts.update(_read_environ(environ))
-        values: dict[str, Any] = {}
-        for row in SETTINGS:
-            if row.name in texts:
-                text, source = texts[row.name]
-                values[row.key] = _parse(row, text, source)
-        parts = {
-            part: cast(Any, kind)(**{k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{part}.")})
-            for part, kind in _PARTS.items()
-        }
-        own = {key: value for key, value in values.items() if "." not in key}
-        settings = cls(**own, **parts, sources={name: source for name, (_, source) in texts.items()})
-        return _check(_complete(settings))
-
     def describe(self) -> Iterator[tuple[Setting, str, str]]:
         """Yield each setting, its value as one may show it, and where it came from."""
         for row in SETTINGS:
             part, _, name = row.key.rpartition(".")
             value = getattr(getattr(self, part) if part else self, name)
             yield row, _show(row, value), self.sources.get(row.name, "default")
+
+
+def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read, check and complete the settings.
+
+    Args:
+        config: TOML file; that of ``LOGSVC_CONFIG``, or none, if None.
+        environ: The environment; that of the process if None.
+
+    Raises:
+        SettingsError: If a key is unknown, or a value cannot be used or is unsafe.
+    """
+    environ = os.environ if environ is None else environ
+    if config is None and environ.get(_CONFIG):
+        config = Path(environ[_CONFIG]).expanduser()
+    texts: dict[str, tuple[str, str]] = {}  # variable → text and where it came from
+    if config is not None:
+        texts.update(_read_file(config))
+    texts.update(_read_environ(environ))
+    values = {row.key: _parse(row, *texts[row.name]) for row in SETTINGS if row.name in texts}
+    parts = {
+        part: cast(Any, kind)(**{k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{part}.")})
+        for part, kind in _PARTS.items()
+    }
+    own = {key: value for key, value in values.items() if "." not in key}
+    settings = Settings(**own, **parts, sources={name: source for name, (_, source) in texts.items()})
+    return _check(_complete(settings))
 
 
 _PARTS: Mapping[str, type[_Part]] = {
@@ -588,13 +582,13 @@ def _check(settings: Settings) -> Settings:
     window_s = detection.window.total_seconds()
     if window_s < 5 or window_s % 5 or window_s > 86_400:
         raise SettingsError(
-            f"LOGSVC_WINDOW is {window_s:g}s; expected at most 1d and a multiple of 5s, since it "
+            f"LOGSVC_WINDOW is {format_duration(detection.window)}; expected at most 1d and a multiple of 5s, since it "
             "advances by a fifth of its length, in whole seconds"
         )
     if detection.grace > timedelta(days=1):
-        raise SettingsError(f"LOGSVC_GRACE is {detection.grace}; expected at most 1d")
+        raise SettingsError(f"LOGSVC_GRACE is {format_duration(detection.grace)}; expected at most 1d")
     if settings.retention.records < timedelta(days=1):
-        raise SettingsError(f"LOGSVC_RETENTION is {settings.retention.records}; expected 1d or more")
+        raise SettingsError(f"LOGSVC_RETENTION is {format_duration(settings.retention.records)}; expected 1d or more")
     if settings.journal.max_bytes < 2**20:
         raise SettingsError(f"LOGSVC_JOURNAL_MAX_BYTES is {settings.journal.max_bytes}; expected 1MiB or more")
     if (security.tls_cert is None) != (security.tls_key is None):
