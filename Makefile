@@ -83,4 +83,4 @@ lock: $(INSTALLED) ## Write the locks anew from pyproject.toml (ARGS=--upgrade t
 
 clean: ## Remove what was built and cached; .venv and data stay.
 	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find logsvc detectors shippers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find logsvc detectors logsvc_demo shippers tests -name __pycache__ -type d -prune -exec rm -rf {} +

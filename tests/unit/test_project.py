@@ -98,13 +98,13 @@ def _imports(package: str) -> Iterator[tuple[Path, str, bool]]:
                 yield path.relative_to(ROOT), name.split(".")[0], id(node) not in lazy
 
 
-@pytest.mark.parametrize("package", ["logsvc", "detectors"])
+@pytest.mark.parametrize("package", ["logsvc", "detectors", "logsvc_demo"])
 def test_every_import_of_the_service_is_a_declared_dependency(package: str) -> None:
     project = _pyproject()["project"]
     declared = {_name(item) for item in project["dependencies"]}
     for extra in project["optional-dependencies"].values():
         declared |= {_name(item) for item in extra}
-    own = {"logsvc", "detectors", "shippers"}
+    own = {"logsvc", "detectors", "logsvc_demo", "shippers"}
     owners = packages_distributions()
     undeclared = {
         f"{path}: {module}"
@@ -192,8 +192,12 @@ def _files(*packages: str) -> set[str]:
 
 def test_wheel_of_the_service_holds_both_packages_whole(wheels: dict[str, Path]) -> None:
     inside = set(zipfile.ZipFile(wheels["logsvc"]).namelist())
-    assert _files("logsvc", "detectors") <= inside
-    assert {name.split("/")[0] for name in inside if ".dist-info/" not in name} == {"logsvc", "detectors"}
+    assert _files("logsvc", "detectors", "logsvc_demo") <= inside
+    assert {name.split("/")[0] for name in inside if ".dist-info/" not in name} == {
+        "logsvc",
+        "detectors",
+        "logsvc_demo",
+    }
 
 
 def test_wheel_of_the_shippers_holds_only_the_package(wheels: dict[str, Path]) -> None:
