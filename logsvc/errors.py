@@ -14,6 +14,7 @@
     ├── Overloaded               503, carries .retry_after_s
     ├── JournalFull              an Overloaded: the journal or its disk is full
     ├── StoreUnavailable         503: the store does not answer; try again
+    ├── StateUnavailable         503: the state database does not answer; try again
     ├── QueryTooExpensive        a query ran into its bound in time or buckets
     ├── SchemaMismatch           the state's schema or the store's mapping differs; .differences
     ├── DataDirectoryLocked      another serve runs on the data directory; .holder
@@ -102,6 +103,12 @@ class StoreUnavailable(LogsvcError):
     def __init__(self, message: str, retry_after_s: int = 5) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class StateUnavailable(LogsvcError):
+    """The state database does not answer now, or cannot be opened."""
+
+    status = 503
 
 
 class QueryTooExpensive(LogsvcError):

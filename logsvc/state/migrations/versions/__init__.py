@@ -1,0 +1,1 @@
+"""Steps, oldest first: v0001 …; each is final once released."""
