@@ -1,0 +1,78 @@
+"""Faults: named places where a test may kill the process, as a power cut would.
+
+What a crash leaves behind depends on the moment. Between every two steps of a record's way to the
+store there is a name; with ``LOGSVC_TEST_KILL_AT=NAME`` (or ``NAME:3``, the third time it is
+reached) in the environment, the process ends there with SIGKILL. Without it, ``reach`` is one test
+of a bool.
+
+The points, in the order of the path:
+
+- ``journal.before_write``: taken from the queue, nothing on disk
+- ``journal.half_written``: the first half of the first frame of a group is written
+- ``journal.after_write``: written, not fsynced
+- ``journal.after_fsync``: durable, the sender does not know
+- ``journal.after_acknowledge``: the sender's future is resolved
+- ``journal.before_roll``, ``journal.after_roll``: around a new segment
+- ``indexer.before_append``, ``indexer.after_append``: around handing a batch to the store
+- ``deadletters.after_write``: a dead letter is durable, the checkpoint has not moved
+- ``store.before_commit``, ``store.after_commit``: around each commit of a store (called by store/)
+- ``indexer.after_flush``: all is in the store, the checkpoint has not moved
+- ``indexer.checkpoint_written``: the new checkpoint lies beside the old one
+- ``indexer.after_checkpoint``: the checkpoint has moved, the journal is untrimmed
+- ``journal.after_trim``: one segment is removed
+- ``replay.after_append``: a replayed record is in the journal again, not yet marked
+
+Not here: faults of disks and networks; tests bring those about with limits and real servers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+POINTS = frozenset(
+    {
+        "journal.before_write",
+        "journal.half_written",
+        "journal.after_write",
+        "journal.after_fsync",
+        "journal.after_acknowledge",
+        "journal.before_roll",
+        "journal.after_roll",
+        "indexer.before_append",
+        "indexer.after_append",
+        "deadletters.after_write",
+        "store.before_commit",
+        "store.after_commit",
+        "indexer.after_flush",
+        "indexer.checkpoint_written",
+        "indexer.after_checkpoint",
+        "journal.after_trim",
+        "replay.after_append",
+    }
+)
+
+_name, _, _nth = os.environ.get("LOGSVC_TEST_KILL_AT", "").partition(":")
+is_armed = bool(_name)
+_remaining = int(_nth or 1)
+_lock = threading.Lock()
+
+if is_armed and _name not in POINTS:
+    raise ValueError(f"LOGSVC_TEST_KILL_AT={_name!r} is no kill point; expected one of {', '.join(sorted(POINTS))}")
+
+
+def reach(name: str) -> None:
+    """Kill this process if the environment asks for it at ``name``; else do nothing."""
+    if is_armed:
+        _reach_armed(name)
+
+
+def _reach_armed(name: str) -> None:
+    global _remaining
+    if name != _name:
+        return
+    with _lock:
+        _remaining -= 1
+        if _remaining == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
