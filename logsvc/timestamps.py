@@ -81,8 +81,7 @@ class MonotonicClock:
         """Return the time now, or the last one returned if that is later."""
         with self._lock:
             now = self._clock()
-            if now > self._last:
-                self._last = now
+            self._last = max(self._last, now)
             return self._last
 
 
@@ -104,7 +103,7 @@ def _second(prefix: str) -> int:
     return (moment.toordinal() - 719_163) * 86_400 + moment.hour * 3_600 + moment.minute * 60 + moment.second
 
 
-_SCALE = tuple(10 ** (9 - digits) for digits in range(10))
+_SCALE: tuple[int, ...] = tuple(10 ** (9 - digits) for digits in range(10))
 
 
 def parse_rfc3339(text: str) -> int:
@@ -172,15 +171,16 @@ def parse_epoch(value: int | float | Decimal) -> int:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise _bad_time(value)
-        size = abs(value)
-        if size < 1e11:
+        magnitude = abs(value)
+        if magnitude < 1e11:
             return round(value * 1e6) * NS_PER_US
-        if size < 1e14:
+        if magnitude < 1e14:
             return round(value * 1e3) * NS_PER_US
-        return round(value) * NS_PER_US if size < 1e17 else round(value)
-    size = abs(value)
-    scale = NS_PER_S if size < 10**11 else 1_000_000 if size < 10**14 else NS_PER_US if size < 10**17 else 1
-    return int(value * scale)
+        return round(value) * NS_PER_US if magnitude < 1e17 else round(value)
+    for limit, scale in ((10**11, NS_PER_S), (10**14, 1_000_000), (10**17, NS_PER_US)):
+        if -limit < value < limit:
+            return int(value * scale)
+    return int(value)
 
 
 def parse_timestamp(value: object) -> int:
