@@ -58,7 +58,7 @@ check: $(INSTALLED) ## Check formatting, lint, types and the boundaries between 
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10 shippers
 	$(BIN)/mypy tests
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 format: $(INSTALLED) ## Format the code and apply the lint's safe fixes.
 	$(BIN)/ruff format
