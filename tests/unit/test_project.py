@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from logsvc.settings import SETTINGS
+
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements-build.lock", "requirements.lock", "requirements-dev.lock")
 
@@ -213,6 +215,18 @@ def test_wheels_import_when_installed_elsewhere(wheels: dict[str, Path], tmp_pat
     code = "import logsvc.__main__, detectors, shippers; print(logsvc.__file__, detectors.__file__, shippers.__file__)"
     printed = _run(sys.executable, "-P", "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert all(path.startswith(str(tmp_path)) for path in printed.split())
+
+
+def test_deployment_files_name_only_settings_that_exist() -> None:
+    known = {row.name for row in SETTINGS} | {"LOGSVC_URL", "LOGSVC_API_KEY"}
+    named = {
+        (path.name, name)
+        for path in (ROOT / "deploy").rglob("*")
+        if path.is_file()
+        for name in re.findall(r"\bLOGSVC_[A-Z_]+\b", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10
+    assert {(file, name) for file, name in named if name not in known} == set()
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
