@@ -18,7 +18,9 @@
     ├── QueryTooExpensive        a query ran into its bound in time or buckets
     ├── SchemaMismatch           the state's schema or the store's mapping differs; .differences
     ├── DataDirectoryLocked      another serve runs on the data directory; .holder
-    └── TicketConflict           the ticket's state does not allow the change
+    ├── TicketConflict           the ticket's state does not allow the change
+    └── DeliveryFailed           a notifier could not deliver now, carries .retry_after_s
+        └── ChannelGone          its receiver is gone for good
 """
 
 from __future__ import annotations
@@ -137,3 +139,18 @@ class TicketConflict(LogsvcError):
     """The ticket's state does not allow the change."""
 
     status = 409
+
+
+class DeliveryFailed(LogsvcError):
+    """A notifier could not deliver; the same event may be delivered later.
+
+    ``retry_after_s`` is what the receiver asked for, None if it did not.
+    """
+
+    def __init__(self, message: str, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ChannelGone(DeliveryFailed):
+    """The receiver wants nothing more, ever."""

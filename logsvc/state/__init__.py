@@ -413,18 +413,10 @@ class State:
 
         An event waits for the earlier ones of its ticket, so that "resolved" never overtakes "opened".
         """
-        row, earlier = t.outbox.c, t.outbox.alias()
-        waits = sa.exists().where(
-            earlier.c.channel == channel,
-            earlier.c.state == DeliveryState.PENDING,
-            earlier.c.tenant == row.tenant,
-            earlier.c.ticket_id == row.ticket_id,
-            earlier.c.seq < row.seq,
-        )
+        row = t.outbox.c
         query = (
             sa.select(t.outbox)
-            .where(row.channel == channel, row.state == DeliveryState.PENDING, row.next_attempt_us <= now_us)
-            .where(row.claimed_until_us <= now_us, ~waits)
+            .where(*_is_due(channel, now_us), row.claimed_until_us <= now_us)
             .order_by(row.seq)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -439,12 +431,10 @@ class State:
             db.execute(sa.update(t.outbox).where(row.seq == found.seq).values(claimed_until_us=now_us + lease_us))
         return OutboxRow(*(getattr(found, name) for name in OutboxRow._fields))
 
-    def next_due_us(self, channel: str) -> int | None:
-        """Return when the next event of a channel is due; None if none is pending."""
-        row = t.outbox.c
-        due = sa.func.min(row.next_attempt_us)
+    def has_due(self, channel: str, now_us: int) -> bool:
+        """Return whether an event of a channel is due, claimed or not."""
         with self._reading() as db:
-            return db.execute(sa.select(due).where(row.channel == channel, row.state == DeliveryState.PENDING)).scalar()
+            return db.execute(sa.select(t.outbox.c.seq).where(*_is_due(channel, now_us)).limit(1)).first() is not None
 
     def mark_delivered(self, seq: int, now_us: int) -> None:
         """Note that a claimed event arrived."""
@@ -574,6 +564,18 @@ def _translated() -> Iterator[None]:
     except (sa.exc.DatabaseError, sa.exc.InterfaceError) as exc:
         # Only what the driver says: the statement's parameters may hold tickets and hashes.
         raise StateUnavailable(f"the state database does not answer: {exc.orig}") from None
+
+
+def _is_due(channel: str, now_us: int) -> list[sa.ColumnElement[bool]]:
+    row, earlier = t.outbox.c, t.outbox.alias().c
+    waits = sa.exists().where(
+        earlier.channel == channel,
+        earlier.state == DeliveryState.PENDING,
+        earlier.tenant == row.tenant,
+        earlier.ticket_id == row.ticket_id,
+        earlier.seq < row.seq,
+    )
+    return [row.channel == channel, row.state == DeliveryState.PENDING, row.next_attempt_us <= now_us, ~waits]
 
 
 def _settle(db: sa.Connection, seq: int, **values: object) -> None:
