@@ -47,7 +47,7 @@ import msgspec
 import zstandard
 from loguru import logger
 
-from logsvc import faults
+from logsvc import durable, faults
 from logsvc.errors import JournalFull, Overloaded
 from logsvc.records import Entry
 
@@ -251,7 +251,7 @@ class Journal:
             recent_records: How many of the newest records stay in memory for the reader.
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sync_directory(directory.parent)
+        durable.sync_directory(directory.parent)
         journal = cls(
             directory,
             max_bytes=max_bytes,
@@ -424,7 +424,7 @@ class Journal:
                 answers = self._write(group)
             except _NoRoom as exc:
                 group = self._hold(group, str(exc))
-            except Exception as exc:  # the disk failed; the writer itself must live on to say so
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the writer must live on to say so
                 logger.error("journal: cannot make records durable: {}", exc)
                 self._trouble = str(exc)
                 refusal = Overloaded(f"the journal cannot make records durable: {exc}; nothing was kept, send again")
@@ -461,18 +461,18 @@ class Journal:
         ingested_us = self._last_ingested_us
         try:
             for chunk in chunks:
-                ingested_us = max(ingested_us, max([entry.ingested_us for entry in chunk.entries]))
+                ingested_us = max(ingested_us, *[entry.ingested_us for entry in chunk.entries])
                 frame = self._encode(chunk.entries, ingested_us)
                 # The header is that of the segment that a full journal begins, so that this one can be trimmed.
                 if others_bytes + offset + len(frame) + _SEGMENT_HEADER.size > self._max_bytes:
                     raise _NoRoom(f"the journal holds {others_bytes + start} of {self._max_bytes} bytes")
                 if faults.is_armed and offset == start:
                     half = len(frame) // 2
-                    _write_all(self._fd, frame[:half])
+                    durable.write_all(self._fd, frame[:half])
                     faults.reach("journal.half_written")
-                    _write_all(self._fd, frame[half:])
+                    durable.write_all(self._fd, frame[half:])
                 else:
-                    _write_all(self._fd, frame)
+                    durable.write_all(self._fd, frame)
                 offset += len(frame)
         except _NoRoom:
             self._take_back(start)
@@ -486,7 +486,7 @@ class Journal:
             raise
         faults.reach("journal.after_write")
         try:
-            _sync(self._fd)
+            durable.sync(self._fd)
         except OSError as exc:
             # These numbers may be on the disk all the same, so they are not given again.
             self._next_seq = seq
@@ -645,10 +645,10 @@ class Journal:
         aside = path.with_suffix(".new")
         fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            _write_all(fd, header)
-            _sync(fd)
+            durable.write_all(fd, header)
+            durable.sync(fd)
             os.rename(aside, path)
-            _sync_directory(self._directory)
+            durable.sync_directory(self._directory)
         except OSError:
             os.close(fd)
             raise
@@ -752,7 +752,7 @@ class Journal:
                 if gap is not None and is_last:
                     file.truncate(gap.offset)
                 # A killed process leaves pages that can be read and are not yet durable.
-                _sync(file.fileno())
+                durable.sync(file.fileno())
         return next_seq
 
     def _note(self, damage: Damage) -> None:
@@ -1027,24 +1027,3 @@ def _resolve(answers: Sequence[_Answer]) -> None:
             pending.future.set_exception(answer)
         else:
             pending.future.set_result(answer)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _sync(fd: int) -> None:
-    """Return when what was written to ``fd`` survives a power cut."""
-    # fdatasync also makes a changed length durable, which is all that a reader needs.
-    getattr(os, "fdatasync", os.fsync)(fd)
-
-
-def _sync_directory(path: Path) -> None:
-    """Return when the names in ``path`` survive a power cut."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
