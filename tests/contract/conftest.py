@@ -6,6 +6,7 @@ test that closes one store and opens another sees a restart.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from logsvc.store import Store
+from tests.support.elasticsearch import drop_indices, elasticsearch_url  # noqa: F401 (a fixture)
 
 StoreFactory = Callable[[], Store]
 
@@ -24,8 +26,14 @@ def embedded_factory(tmp_path: Path) -> StoreFactory:
     return lambda: EmbeddedStore(tmp_path / "index")
 
 
-# ELASTIC HOOK (owned by the elastic store): a fixture ``elastic_factory`` with the same meaning, over a server from
-# tests/support/elasticsearch.py. Until it exists here the "elastic" parameter is skipped.
+@pytest.fixture
+def elastic_factory(elasticsearch_url: str) -> Iterator[StoreFactory]:
+    """Stores over one alias of its own, on the server that all tests share; its indices go with the test."""
+    from logsvc.store.elastic import ElasticStore
+
+    prefix = f"test-{uuid.uuid4().hex}"
+    yield lambda: ElasticStore(elasticsearch_url, prefix=prefix)
+    drop_indices(elasticsearch_url, prefix)
 
 
 @pytest.fixture(params=["embedded", pytest.param("elastic", marks=pytest.mark.elasticsearch)])

@@ -365,6 +365,26 @@ def elasticsearch_url() -> Iterator[str]:
         yield url
 
 
+def drop_indices(url: str, prefix: str) -> None:
+    """Delete the indices and the template of one store."""
+    names = ",".join(json.loads(_call(url, "GET", f"/_alias/{prefix}") or "{}"))
+    if names:
+        _call(url, "DELETE", f"/{names}")
+    _call(url, "DELETE", f"/_index_template/{prefix}")
+
+
+def _call(url: str, method: str, path: str) -> bytes:
+    """Return the answer; nothing if there is no such thing."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url + path, method=method), timeout=60) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError as exc:
+        with exc:
+            if exc.code == 404:
+                return b""
+            raise
+
+
 # --- command -----------------------------------------------------------------------------------
 
 
