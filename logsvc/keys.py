@@ -26,6 +26,9 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from logsvc.durable import sync_directory
 from logsvc.errors import BadInput, StateUnavailable
 from logsvc.state import KeyRow, State
 from logsvc.timestamps import US_PER_S, Clock, format_us
@@ -62,7 +65,7 @@ class Principal:
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
 
-class KeyInfo(NamedTuple):
+class KeyInfo(msgspec.Struct, frozen=True):
     """A key for people: everything but itself. Times are RFC 3339 in UTC."""
 
     id: str
@@ -237,3 +240,4 @@ def _write_private(path: Path, key: str) -> None:
         file.write(key + "\n")
         file.flush()
         os.fsync(fd)
+    sync_directory(path.parent)

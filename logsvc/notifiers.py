@@ -24,6 +24,7 @@ import httpx
 import msgspec
 
 from logsvc import __version__
+from logsvc.durable import sync_directory
 from logsvc.errors import ChannelGone, DeliveryFailed, SettingsError
 from logsvc.settings import Network, NotifySettings
 from logsvc.timestamps import US_PER_S, Clock
@@ -127,7 +128,7 @@ class FileNotifier:
                 file.flush()
                 os.fsync(fd)
             if is_new:
-                _sync_directory(self._path.parent)
+                sync_directory(self._path.parent)
         except OSError as exc:
             raise DeliveryFailed(f"cannot write {self._path}: {exc.strerror}") from exc
 
@@ -144,14 +145,6 @@ def _end_of_last_line(fd: int) -> int:
             return start + at + 1
         end = start
     return 0
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sign(secret: str, id: str, timestamp_s: int, body: bytes) -> str:
