@@ -1,0 +1,190 @@
+"""Baseline: what is normal for one unit now, learned from its own clean past only.
+
+Counts of errors are low, so they are treated as counts: a probability with doubt about it, never a
+mean with a deviation. Recent days weigh more (half-life three days), and the same time of day
+raises what is expected where it usually has more.
+
+Formulas and constants: negative binomial surprise as measured on simulated incidents; the upper
+tail of counts with mean ``m`` and dispersion ``d`` (variance ``m + d m²``) is
+``I_{m/(m+1/d)}(k, 1/d)``, a regularised incomplete beta function.
+
+Not here: the counts (windows.py), which channels there are (signals.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import betainc, log_ndtr  # type: ignore[import-untyped]
+
+from detectors.base import BLOCK_STEPS, DAY_US, STEPS_PER_WINDOW, Grid
+from detectors.windows import FloatArray, Series, Sum
+
+MAX_SURPRISE = 60.0
+_HALF_LIFE_US = 3 * DAY_US
+_LEARNING_BLOCKS = 3
+_LEARNING_WINDOWS = 20
+_ESTABLISHED_WINDOWS = 288  # a day of five-minute windows
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How often something happens per exposure, with the doubt about it.
+
+    ``doubt`` is 1/r of a negative binomial; ``spread`` and ``slow_spread`` are the over-dispersion
+    of windows and of blocks. ``by_time`` means that the exposure is steps, not records.
+    """
+
+    p: float
+    doubt: float
+    spread: float
+    slow_spread: float
+    by_time: bool
+
+    def dispersion(self, windows: int) -> float:
+        """Return the dispersion of counts over so many windows."""
+        return self.doubt + (self.spread if windows <= 3 else self.slow_spread)  # noqa: PLR2004 - scale where blocks tell more
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Logarithmic duration: mean and variance in buckets, and the variance of a block's mean."""
+
+    mean: float
+    variance: float
+    block_variance: float
+    count: float
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What is normal, as of one moment.
+
+    While ``is_learning`` only plain rules may open a ticket; a template is new after the first day
+    (``is_established``) more readily. ``decay`` weighs each block from ``first_block`` on.
+    """
+
+    is_learning: bool
+    is_established: bool
+    records: float
+    records_spread: float
+    errors: Rate
+    warnings: Rate
+    latency: Latency | None
+    first_block: int
+    decay: FloatArray
+
+
+def learn(series: Series, until: int, grid: Grid) -> Baseline:
+    """Return the baseline from everything clean before the step ``until``, the edge of a window."""
+    first, rows = series.clean_sums(until)
+    count = len(rows)
+    block_us = BLOCK_STEPS * grid.step_us
+    ages = np.arange(count, 0, -1, dtype=np.float64) - 1
+    decay = np.exp2(-ages * (block_us / _HALF_LIFE_US))
+    total = decay @ rows if count else np.zeros(len(Sum))
+    busy = float(rows[:, Sum.BUSY_WINDOWS].sum()) if count else 0.0
+    age = (until - series.first) / STEPS_PER_WINDOW
+    # The same time of day: blocks whose middle is at most an hour and a half away, past days only.
+    per_day = DAY_US / block_us
+    away = np.abs((ages + 1 + per_day / 2) % per_day - per_day / 2) * block_us
+    same = (away <= max(block_us, 3_600_000_000)) & (ages + 1 >= per_day / 2)
+    days = np.exp2(-(ages + 1) / per_day * 0.32)  # .8 a day
+    hour = (days * same) @ rows if count else np.zeros(len(Sum))
+    return Baseline(
+        is_learning=age < _LEARNING_BLOCKS * 12 or busy < _LEARNING_WINDOWS,
+        is_established=age >= _ESTABLISHED_WINDOWS and busy >= _LEARNING_WINDOWS,
+        records=float(total[Sum.RECORDS]),
+        records_spread=_records_spread(total),
+        errors=_rate(rows, decay, total, hour, (Sum.ERRORS, Sum.ERRORS2, Sum.ERRORS_RECORDS)),
+        warnings=_rate(rows, decay, total, hour, (Sum.WARNINGS, Sum.WARNINGS2, Sum.WARNINGS_RECORDS)),
+        latency=_latency(rows, decay, total, hour),
+        first_block=first,
+        decay=decay,
+    )
+
+
+def _rate(
+    rows: FloatArray, decay: FloatArray, total: FloatArray, hour: FloatArray, columns: tuple[Sum, Sum, Sum]
+) -> Rate:
+    kind, squares, products = columns
+    events, records = float(total[kind]), float(total[Sum.RECORDS])
+    # Where most records are of this kind, as in programs that log only errors, their number says
+    # nothing about how much was done, so time is the exposure.
+    by_time = events > 0.3 * records
+    exposure = Sum.STEPS if by_time else Sum.RECORDS
+    p = (events + 0.7) / (float(total[exposure]) + 60)
+    p_hour = max(p, (float(hour[kind]) + 150 * p) / (float(hour[exposure]) + 150))
+    if by_time:
+        m = p * STEPS_PER_WINDOW
+        windows = float(total[Sum.STEPS]) / STEPS_PER_WINDOW
+        residual = float(total[squares]) - 2 * m * events + windows * m * m - events
+        weight = windows * m * m
+    else:
+        residual = float(total[squares] - 2 * p * total[products] + p * p * total[Sum.RECORDS2]) - p * records
+        weight = p * p * float(total[Sum.RECORDS2])
+    expected = p * rows[:, exposure]
+    slow = float(decay @ ((rows[:, kind] - expected) ** 2 - expected))
+    slow_weight = float(decay @ expected**2)
+    return Rate(
+        p=p_hour,
+        doubt=1 / (events + 0.7),
+        spread=_spread(residual, weight),
+        slow_spread=_spread(slow, slow_weight),
+        by_time=by_time,
+    )
+
+
+def _spread(residual: float, weight: float) -> float:
+    return min(max((residual + 1.25) / (weight + 50), 0.004), 3.0)
+
+
+def _records_spread(total: FloatArray) -> float:
+    """Return the over-dispersion of records per window within blocks."""
+    windows = float(total[Sum.STEPS]) / STEPS_PER_WINDOW
+    if windows < 2:  # noqa: PLR2004 - one window varies by nothing
+        return 3.0
+    records = float(total[Sum.RECORDS])
+    return _spread(float(total[Sum.RECORDS2]) - records**2 / windows - records, records**2 / windows)
+
+
+def _latency(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: FloatArray) -> Latency | None:
+    count = float(total[Sum.DURATIONS])
+    if count < 30:  # noqa: PLR2004 - too few to know a variance
+        return None
+    mean = float(total[Sum.DURATION_SUM]) / count
+    variance = max(float(total[Sum.DURATION_SQUARES]) / count - mean * mean, 0.25)
+    known = rows[:, Sum.DURATIONS] > 0
+    n = rows[known, Sum.DURATIONS]
+    means = rows[known, Sum.DURATION_SUM] / n
+    weights = decay[known] * n
+    between = float(weights @ ((means - mean) ** 2 - variance / n)) / float(weights.sum())
+    mean_hour = (float(hour[Sum.DURATION_SUM]) + 30 * mean) / (float(hour[Sum.DURATIONS]) + 30)
+    return Latency(mean=mean_hour, variance=variance, block_variance=max(between, 0.25), count=count)
+
+
+def surprise(k: FloatArray, expected: FloatArray, dispersion: float | FloatArray) -> FloatArray:
+    """Return ``-log10 P(K >= k)`` for counts with this mean and dispersion.
+
+    >>> surprise(np.array([0.0, 5.0]), np.array([1.0, 1.0]), 0.01).round(1).tolist()
+    [0.0, 2.4]
+    """
+    r = 1 / np.asarray(dispersion, np.float64)
+    tail = betainc(np.maximum(k, 1e-9), r, expected / (expected + r))
+    return np.where(k > 0, _minus_log10(tail), 0.0)
+
+
+def lack(k: FloatArray, expected: FloatArray, dispersion: float | FloatArray) -> FloatArray:
+    """Return ``-log10 P(K <= k)`` for counts with this mean and dispersion."""
+    r = 1 / np.asarray(dispersion, np.float64)
+    return _minus_log10(betainc(r, k + 1, r / (expected + r)))
+
+
+def normal_surprise(z: FloatArray) -> FloatArray:
+    """Return ``-log10 P(Z >= z)`` of a standard normal."""
+    return np.minimum(-log_ndtr(-z) / np.log(10), MAX_SURPRISE)
+
+
+def _minus_log10(tail: FloatArray) -> FloatArray:
+    return np.minimum(-np.log10(np.maximum(tail, 1e-300)), MAX_SURPRISE)

@@ -1,0 +1,562 @@
+"""Engine: counts in, judgements and changes of incidents out, tick by tick. The one way to run detection.
+
+A tick ``c`` brings the counts of all records with ``event.ingested`` in ``[c - 5 s, c)``. Judged are
+the windows that are due at ``c`` (ended at least the grace ago), and those due before that got late
+records. So the outcome is a function of the set of (record, ``event.ingested``): live and replayed,
+in any order within a tick, with or without a restart in between. To make that hold, everything that
+is computed is either a pure function of the counts and marks known at the tick, or part of
+``Judge.memory``, which the caller keeps together with its cursor.
+
+What never happens: a window trains the baseline it is judged by; a window that is odd trains any.
+
+Not here: the channels (signals.py), grouping (incidents.py), clocks, processes and stores (the caller's).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from detectors.base import (
+    BLOCK_STEPS,
+    CHANNELS,
+    CUTS,
+    DAY_US,
+    HORIZON_US,
+    STEPS_PER_WINDOW,
+    TICK_US,
+    Count,
+    Finding,
+    Grid,
+    Judgement,
+    TemplateCount,
+)
+from detectors.baseline import Baseline, learn
+from detectors.forest import Forest
+from detectors.incidents import Change, Facts, Incidents
+from detectors.signals import (
+    CUT,
+    SILENCE_WINDOWS,
+    Evaluation,
+    Lull,
+    evaluate,
+    is_quiet,
+    lull,
+    silence,
+)
+from detectors.windows import FloatArray, Row, Series
+
+_HOLD_SURPRISE = 2.5
+_HOLD_STEPS = 4 * STEPS_PER_WINDOW
+_SILENCE = CHANNELS.index("silence")
+_SILENCE_HOLD_US = DAY_US
+_SERIES_STEPS = 12 * STEPS_PER_WINDOW
+_LOOK_BACK = 18 * STEPS_PER_WINDOW
+_FUTURE_US = 25 * 3_600_000_000
+_QUIET_STEPS = 2 * STEPS_PER_WINDOW
+_QUIET_RECORDS = 2
+_FIT_UNITS = 64
+_FIT_DAYS = 7
+
+
+@dataclass(slots=True)
+class _Mark:
+    """A window that is odd. ``start`` is the first step of what made it so."""
+
+    start: int
+    kind: str
+    is_raised: bool
+
+
+@dataclass(slots=True)
+class _Unit:
+    series: Series
+    live_since: int | None = None
+    marks: dict[int, _Mark] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A window that no channel raised, but the forest may."""
+
+    unit: str
+    step: int
+    features: FloatArray
+    evaluation: Evaluation
+    base: Baseline
+
+
+class Judge:
+    """Judges the windows of all units of one tenant.
+
+    ``advance`` is called for rising ticks. A tick without counts may be left out only if no window
+    is due in it (``is_idle``).
+    """
+
+    def __init__(self, grid: Grid, memory: Mapping[str, bytes] | None = None) -> None:
+        self.grid = grid
+        self._units: dict[str, _Unit] = {}
+        self._day = 0
+        self._forest: Forest | None = None
+        self._saved_forest: Forest | None = None
+        self._fitted_day = 0
+        self._is_changed = False
+        self._kept: dict[str, tuple[int | None, dict[int, _Mark]]] = {}
+        memory = memory or {}
+        if "marks" in memory:
+            kept = json.loads(memory["marks"])
+            self._fitted_day = kept["fitted_day"]
+            for unit, (live_since, marks) in kept["units"].items():
+                self._kept[unit] = live_since, {int(step): _Mark(*mark) for step, mark in marks.items()}
+        if "forest" in memory:
+            self._forest = self._saved_forest = Forest.decode(memory["forest"])
+
+    def horizon_us(self, cutoff_us: int) -> int:
+        """Return the event time from which counts matter at ``cutoff_us``; a day's start."""
+        return cutoff_us // DAY_US * DAY_US - HORIZON_US
+
+    def restore(self, counts: Iterable[Count], cutoff_us: int) -> None:
+        """Take the counts of every record ingested before ``cutoff_us``, once, before the first ``advance``."""
+        self._day = cutoff_us // DAY_US
+        self._add(counts, cutoff_us, is_restored=True)
+        for name, (live_since, marks) in self._kept.items():
+            unit = self._units.get(name)
+            if unit is not None:
+                unit.live_since = live_since
+                for step, mark in marks.items():
+                    self._set_mark(unit, step, mark)
+        self._kept = {}
+
+    def is_idle(self, cutoff_us: int) -> bool:
+        """Return whether no window is due at this tick."""
+        return self.grid.due_through(cutoff_us) == self.grid.due_through(cutoff_us - TICK_US)
+
+    def memory(self) -> dict[str, bytes]:
+        """Return what must be kept beside the counts, by name; only parts that changed since the last call."""
+        out = {}
+        if self._is_changed:
+            units = {
+                name: (unit.live_since, {step: (m.start, m.kind, m.is_raised) for step, m in sorted(unit.marks.items())})
+                for name, unit in sorted(self._units.items())
+                if unit.marks or unit.live_since is not None
+            }
+            kept = {"fitted_day": self._fitted_day, "units": units}
+            out["marks"] = json.dumps(kept, separators=(",", ":")).encode()
+            self._is_changed = False
+        if self._forest is not self._saved_forest and self._forest is not None:
+            out["forest"] = self._forest.encode()
+            self._saved_forest = self._forest
+        return out
+
+    @property
+    def model_version(self) -> str:
+        """Return the version of the forest in use, or ``none``."""
+        return self._forest.version if self._forest is not None else "none"
+
+    def learning(self, cutoff_us: int) -> dict[str, bool]:
+        """Return for each unit whether it is still being learned."""
+        step = cutoff_us // self.grid.step_us
+        step -= step % STEPS_PER_WINDOW
+        return {name: learn(unit.series, step, self.grid).is_learning for name, unit in sorted(self._units.items())}
+
+    def prepare(self, cutoff_us: int) -> None:
+        """Do what the tick after ``cutoff_us`` would otherwise wait for: the daily fit of the forest."""
+        day = cutoff_us // DAY_US
+        if day <= self._fitted_day or self._day == 0:
+            return
+        forest = Forest.fit(self._training(day * DAY_US), seed=day)
+        if forest is not None:
+            self._forest = forest
+        self._fitted_day = day
+        self._is_changed = True
+
+    def advance(self, delta: Iterable[Count], cutoff_us: int, *, is_blind: bool = False) -> list[Judgement]:
+        """Take a tick's counts and return every odd window among those judged, in order of time, then unit.
+
+        While ``is_blind``, nothing is said about silence.
+        """
+        self.prepare(cutoff_us - TICK_US)
+        self._trim(cutoff_us)
+        touched = self._add(delta, cutoff_us)
+        due, before = self.grid.due_through(cutoff_us), self.grid.due_through(cutoff_us - TICK_US)
+        out: list[Judgement] = []
+        candidates: list[_Candidate] = []
+        for name in sorted(self._units):
+            unit = self._units[name]
+            steps = _late_windows(touched[name], before) if name in touched else []
+            if due > before and unit.series.last >= before - _LOOK_BACK:
+                steps.extend(range(max(before + 1, unit.series.first), due + 1))
+            if steps:
+                self._judge(name, unit, steps, out, candidates)
+        self._judge_jointly(candidates, out)
+        if not is_blind:
+            for step in range(before + 1, due + 1):
+                self._judge_silence(step, out)
+        out.sort(key=lambda j: (j.end_us, j.unit, j.kind))
+        return out
+
+    # Counts ----------------------------------------------------------------------------------------------------------
+
+    def _add(self, delta: Iterable[Count], cutoff_us: int, *, is_restored: bool = False) -> dict[str, set[int]]:
+        grid = self.grid
+        oldest = self.horizon_us(cutoff_us) // grid.step_us
+        newest = (cutoff_us + _FUTURE_US) // grid.step_us
+        on_time = (cutoff_us - TICK_US - grid.grace_us) // grid.step_us - 1
+        touched: dict[str, set[int]] = {}
+        for count in delta:
+            step = count.step_us // grid.step_us
+            if not oldest <= step <= newest:
+                continue
+            unit = self._units.get(count.unit)
+            if unit is None:
+                unit = self._units[count.unit] = _Unit(Series(step))
+            unit.series.add(count, step)
+            touched.setdefault(count.unit, set()).add(step)
+        if is_restored:
+            return touched
+        for name, steps in touched.items():
+            unit = self._units[name]
+            punctual = [step for step in steps if step >= on_time]
+            if punctual and unit.live_since is None:
+                unit.live_since = min(punctual)
+                self._is_changed = True
+        return touched
+
+    def _trim(self, cutoff_us: int) -> None:
+        day = cutoff_us // DAY_US
+        if day == self._day:
+            return
+        self._day = day
+        before = self.horizon_us(cutoff_us) // self.grid.step_us
+        for name, unit in list(self._units.items()):
+            for step in [step for step in unit.marks if step < before]:
+                self._set_mark(unit, step, None)
+            if unit.series.trim(before):
+                del self._units[name]
+                self._is_changed = True
+
+    def _set_mark(self, unit: _Unit, step: int, mark: _Mark | None) -> None:
+        old = unit.marks.pop(step, None)
+        if old == mark:
+            if mark is not None:
+                unit.marks[step] = mark
+            return
+        self._is_changed = True
+        if old is not None:
+            unit.series.mark(old.start, step + 1, -1)
+        if mark is not None:
+            unit.marks[step] = mark
+            unit.series.mark(mark.start, step + 1, 1)
+
+    # Judging ---------------------------------------------------------------------------------------------------------
+
+    def _judge(
+        self, name: str, unit: _Unit, steps: Sequence[int], out: list[Judgement], candidates: list[_Candidate]
+    ) -> None:
+        """Judge the windows named by rising ``steps``, a stretch at a time, so that each sees the marks before it."""
+        index = 0
+        base: Baseline | None = None
+        base_until = -1
+        while index < len(steps):
+            low = steps[index]
+            # A unit that is being learned looks back to the last window's edge, any other to the last block's.
+            until = low - low % BLOCK_STEPS
+            base = learn(unit.series, until, self.grid) if until != base_until or unit.series.is_dirty else base
+            assert base is not None
+            base_until = until
+            limit = until + BLOCK_STEPS
+            if base.is_learning:
+                until = max(low - 2 * STEPS_PER_WINDOW + 1, unit.series.first)
+                until -= until % STEPS_PER_WINDOW
+                limit = low - low % STEPS_PER_WINDOW + STEPS_PER_WINDOW
+                base, base_until = learn(unit.series, until, self.grid), -1
+            end = index
+            while end < len(steps) and steps[end] < limit and steps[end] - low == end - index:
+                end += 1
+            self._judge_stretch(name, unit, base, low, low + end - index, out, candidates)
+            index = end
+
+    def _judge_stretch(
+        self,
+        name: str,
+        unit: _Unit,
+        base: Baseline,
+        low: int,
+        high: int,
+        out: list[Judgement],
+        candidates: list[_Candidate],
+    ) -> None:
+        found = evaluate(unit.series, base, low, high)
+        strengths = found.surprise / CUT[:, None]
+        strongest = strengths.max(axis=0)
+        raised = found.plain if base.is_learning else strongest >= 1
+        interesting = raised | (found.short >= _HOLD_SURPRISE)
+        if unit.marks:
+            for step in [step for step in range(low, high) if step in unit.marks and not interesting[step - low]]:
+                mark = unit.marks[step]
+                if mark.kind != "silence" or unit.series.part(mark.start, step + 1)[Row.ALL].any():
+                    self._set_mark(unit, step, None)
+        if self._forest is not None and not base.is_learning:
+            for at in np.flatnonzero(~raised & Forest.may_raise(strengths)):
+                candidates.append(_Candidate(name, low + int(at), strengths[:, at], found, base))
+        for at in np.flatnonzero(interesting):
+            step = low + int(at)
+            if not raised[at] and not any(step - back in unit.marks for back in range(1, _HOLD_STEPS + 1)):
+                self._set_mark(unit, step, None)
+                continue
+            self._report(name, unit, step, found, bool(raised[at]), base.is_learning, out)
+
+    def _report(
+        self,
+        name: str,
+        unit: _Unit,
+        step: int,
+        found: Evaluation,
+        is_raised: bool,
+        is_learning: bool,
+        out: list[Judgement],
+        joint: float = 0.0,
+    ) -> None:
+        at = step - found.low
+        strengths = found.surprise[:, at] / CUT
+        order = [int(i) for i in np.argsort(-strengths, kind="stable") if strengths[i] > 0] or [0]
+        top = order[0]
+        if is_learning and is_raised:
+            top = 0
+            strengths[0] = max(strengths[0], 1.0)
+        windows = int(found.windows[top, at])
+        start = step + 1 - windows * STEPS_PER_WINDOW
+        if is_raised:
+            start = self._onset(unit, found, top, step, start)
+        kind = _kind(found, at, top) if not joint else "joint"
+        self._set_mark(unit, step, _Mark(start, kind, is_raised))
+        findings = [
+            self._finding(found, i, at)
+            for i in order[:4]
+            if i == top or strengths[i] >= 0.4  # noqa: PLR2004 - weaker ones explain nothing
+        ]
+        findings.sort(key=lambda f: -f.strength)
+        if joint:
+            findings.insert(0, Finding("joint", "score", joint, 1.0, joint, windows * self.grid.window_us))
+        strength = joint or float(strengths.max())
+        out.append(self._judgement(name, unit, step, start, strength, kind, is_raised, findings, found, top))
+
+    def _onset(self, unit: _Unit, found: Evaluation, channel: int, step: int, start: int) -> int:
+        """Return the first step at which the odd records came, within the scale that was odd."""
+        if channel > 1:
+            return start
+        counts = unit.series.part(start, step + 1)[Row.ERRORS]
+        if channel == 1 and found.template[step - found.low] >= 0:
+            counts = unit.series.template_errors(found.ids[int(found.template[step - found.low])], start, step + 1)
+        where = np.flatnonzero(counts)
+        return start + int(where[0]) if where.size else start
+
+    def _finding(self, found: Evaluation, channel: int, at: int) -> Finding:
+        windows = int(found.windows[channel, at])
+        observed, expected = float(found.k[channel, at]), float(found.expected[channel, at])
+        feature = CHANNELS[channel]
+        unit = "records"
+        if feature == "latency":
+            # Buckets are 24 a decade of nanoseconds.
+            observed, expected = (10 ** (value / 24) / 1e6 for value in (observed, expected))
+            unit = "ms"
+        if feature == "template" and found.is_new[at]:
+            feature = "new_template"
+        strength = float(found.surprise[channel, at] / CUT[channel])
+        return Finding(feature, unit, observed, expected, strength, windows * self.grid.window_us)
+
+    def _judgement(
+        self,
+        name: str,
+        unit: _Unit,
+        step: int,
+        start: int,
+        strength: float,
+        kind: str,
+        is_raised: bool,
+        findings: list[Finding],
+        found: Evaluation | None,
+        channel: int,
+    ) -> Judgement:
+        series, grid = unit.series, self.grid
+        counts = series.part(start, step + 1)
+        templates: list[TemplateCount] = []
+        for id in series.template_ids(start, step + 1) if kind != "silence" else ():
+            count = series.template_part if kind == "level_mix" else series.template_errors
+            total = int(count(id, start, step + 1).sum())
+            if total:
+                first = series.template_first[id]
+                is_new = first >= start and first > series.first + _LOOK_BACK
+                templates.append(TemplateCount(id, total, is_new, first * grid.step_us))
+        templates.sort(key=lambda t: (not t.is_new, -t.count, t.id))
+        versions: dict[str, int] = {}
+        for at in range(start, step + 1):
+            for version, n in series.failing_versions.get(at, {}).items():
+                versions[version] = versions.get(version, 0) + n
+        return Judgement(
+            unit=name,
+            start_us=start * grid.step_us,
+            end_us=(step + 1) * grid.step_us,
+            strength=strength,
+            kind=kind,
+            is_raised=is_raised,
+            findings=tuple(findings),
+            records=int(counts[Row.RECORDS].sum()),
+            errors=int(counts[Row.ERRORS].sum()),
+            templates=tuple(templates[:5]),
+            versions=tuple(sorted(versions.items(), key=lambda item: (-item[1], item[0]))[:5]),
+            series=self._series(series, step, found, channel),
+        )
+
+    def _series(
+        self, series: Series, step: int, found: Evaluation | None, channel: int
+    ) -> tuple[tuple[int, float, float], ...]:
+        """Return what the picture shows: each step observed and expected, for counts of errors, warnings or records."""
+        low = step + 1 - _SERIES_STEPS
+        counts = series.part(low, step + 1)
+        if found is not None:
+            rate = found.rates[1 if channel == 2 else 0]  # noqa: PLR2004 - the warnings' channel
+            observed = counts[Row.WARNINGS if channel == 2 else Row.ERRORS]  # noqa: PLR2004
+            expected = np.full(_SERIES_STEPS, rate.p) if rate.by_time else rate.p * counts[Row.RECORDS]
+        else:
+            observed = counts[Row.ALL]
+            past = series.part(low - _SERIES_STEPS, low)[Row.ALL]
+            expected = np.full(_SERIES_STEPS, float(past.mean()))
+        us = self.grid.step_us
+        return tuple(
+            ((low + i) * us, float(k), round(float(mu), 3)) for i, (k, mu) in enumerate(zip(observed, expected, strict=True))
+        )
+
+    # Silence ---------------------------------------------------------------------------------------------------------
+
+    def _judge_silence(self, step: int, out: list[Judgement]) -> None:
+        until = step - step % BLOCK_STEPS
+        watched: list[str] = []
+        quiet: dict[str, Lull] = {}
+        for name, unit in sorted(self._units.items()):
+            previous = unit.marks.get(step - 1)
+            if previous is not None and previous.kind == "silence":
+                self._hold_silence(name, unit, step, previous, out)
+            elif unit.live_since is not None and unit.series.last > step - 3 * _LOOK_BACK:
+                watched.append(name)
+                if unit.series.part(step + 1 - _QUIET_STEPS, step + 1)[Row.ALL].sum() <= _QUIET_RECORDS:
+                    one = self._lull(unit, until, step)
+                    if is_quiet(one.k, one.expected).any():
+                        quiet[name] = one
+        if not quiet:
+            return
+        # How lively everything is: a holiday or a broken network is not one task's silence.
+        every = {name: quiet.get(name) or self._lull(self._units[name], until, step) for name in watched}
+        zero = np.zeros(len(SILENCE_WINDOWS))
+        k = sum((one.k * (one.expected > 0) for one in every.values()), zero)
+        expected = sum((one.expected for one in every.values()), zero)
+        for name, one in quiet.items():
+            others = expected - one.expected
+            lively = np.minimum((k - one.k * (one.expected > 0) + 1) / np.maximum(others, 1), 1)
+            s, scale = silence(one, np.where(others >= 5, lively, 1.0))  # noqa: PLR2004 - fewer tell nothing
+            strength = s / CUTS["silence"]
+            unit = self._units[name]
+            if strength < 1 or (step in unit.marks and unit.marks[step].is_raised):
+                continue
+            length = SILENCE_WINDOWS[scale] * STEPS_PER_WINDOW
+            start = min(max(step + 1 - length, unit.series.last_before(step + 1) + 1), step)
+            self._set_mark(unit, step, _Mark(start, "silence", True))
+            seen, usual = float(one.k[scale]), float(one.expected[scale])
+            finding = Finding("silence", "records", seen, usual, strength, length * self.grid.step_us)
+            out.append(self._judgement(name, unit, step, start, strength, "silence", True, [finding], None, _SILENCE))
+
+    def _lull(self, unit: _Unit, until: int, step: int) -> Lull:
+        base = learn(unit.series, until, self.grid)
+        if base.is_learning or unit.live_since is None:
+            zero = np.zeros(len(SILENCE_WINDOWS))
+            return Lull(zero, zero, zero + 1)
+        return lull(unit.series, base, step, unit.live_since, self.grid)
+
+    def _hold_silence(self, name: str, unit: _Unit, step: int, previous: _Mark, out: list[Judgement]) -> None:
+        """A unit that fell silent stays so until its records return, for a day at most."""
+        if unit.series.part(step + 1 - STEPS_PER_WINDOW, step + 1)[Row.ALL].any():
+            return
+        if (step + 1 - previous.start) * self.grid.step_us > _SILENCE_HOLD_US:
+            unit.live_since = None
+            self._is_changed = True
+            return
+        self._set_mark(unit, step, _Mark(previous.start, "silence", False))
+        out.append(self._judgement(name, unit, step, previous.start, 1.0, "silence", False, [], None, _SILENCE))
+
+    # The forest ------------------------------------------------------------------------------------------------------
+
+    def _judge_jointly(self, candidates: list[_Candidate], out: list[Judgement]) -> None:
+        if self._forest is None or not candidates:
+            return
+        strengths = self._forest.strengths(np.array([c.features for c in candidates]))
+        for candidate, strength in zip(candidates, strengths, strict=True):
+            if strength >= 1:
+                unit = self._units[candidate.unit]
+                self._report(
+                    candidate.unit, unit, candidate.step, candidate.evaluation, True, False, out, float(strength)
+                )
+
+    def _training(self, cutoff_us: int) -> FloatArray:
+        """Return the channels of past clean windows in which something stirred, as judged from today."""
+        day = self.grid.day_steps()
+        high = cutoff_us // self.grid.step_us
+        high -= high % BLOCK_STEPS
+        rows = [np.zeros((0, len(CHANNELS)))]
+        names = sorted(self._units)
+        for name in names[:: max(1, len(names) // _FIT_UNITS)]:
+            series = self._units[name].series
+            low = max(high - _FIT_DAYS * day, series.first + day // 4)
+            low += -low % BLOCK_STEPS
+            # Short windows have many blocks: at most an hourly one is enough.
+            stride = max(BLOCK_STEPS, day // 24 // BLOCK_STEPS * BLOCK_STEPS)
+            for block in range(low, min(high, series.last), stride):
+                base = learn(series, block, self.grid)
+                if base.is_learning:
+                    continue
+                found = evaluate(series, base, block, block + BLOCK_STEPS)
+                stirred = (found.surprise.max(axis=0) >= 1) & ~series.odd_part(block, block + BLOCK_STEPS)
+                rows.append((found.surprise / CUT[:, None])[:, stirred].T)
+        return np.concatenate(rows)
+
+
+def _late_windows(touched: set[int], before: int) -> list[int]:
+    """Return the windows already due that any of the touched steps lies in, rising."""
+    old = np.array(sorted(step for step in touched if step <= before), np.int64)
+    if not old.size:
+        return []
+    windows = np.unique((old[:, None] + np.arange(STEPS_PER_WINDOW)).ravel())
+    return [int(step) for step in windows[windows <= before]]
+
+
+def _kind(found: Evaluation, at: int, top: int) -> str:
+    """Return the kind of ticket: a new template is named where it makes up most of what is odd."""
+    if top <= 1:
+        is_new = found.is_new[at] and found.surprise[1, at] >= CUT[1] and found.k[1, at] >= 0.5 * found.k[0, at]
+        return "new_error" if is_new else "error_burst"
+    return {2: "level_mix", 3: "latency", 4: "silence"}[top]
+
+
+class Engine:
+    """Judge and incidents together: what a replay over a file runs, and a service in two processes.
+
+    ``describe`` is asked for what counts cannot tell about a judgement: texts, service, names.
+    """
+
+    def __init__(self, grid: Grid, tenant: str, describe: Callable[[Judgement], Facts]) -> None:
+        self.judge = Judge(grid)
+        self.incidents = Incidents(grid, tenant)
+        self.judgements: list[Judgement] = []
+        self._describe = describe
+
+    def is_idle(self, cutoff_us: int) -> bool:
+        """Return whether a tick without counts can be left out."""
+        return self.judge.is_idle(cutoff_us) and not self.incidents.is_over_due(cutoff_us)
+
+    def advance(self, delta: Iterable[Count], cutoff_us: int) -> list[Change]:
+        """Take one tick's counts; return how incidents changed. ``judgements`` has the tick's odd windows."""
+        self.judgements = self.judge.advance(delta, cutoff_us)
+        return self.incidents.apply(self.judgements, cutoff_us, self._describe)
+

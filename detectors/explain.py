@@ -1,0 +1,106 @@
+"""Explain: words for what was found, and what error texts name.
+
+Not here: which findings there are (engine.py), how a ticket is shown (the service).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from detectors.base import Finding, TemplateCount
+
+_VARIABLE = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}(?:-[0-9a-f]{4,})*|\d+|'[^']*'|\"[^\"]*\"|<[^>]*>", re.IGNORECASE)
+_NAME = re.compile(r"[a-z][a-z0-9_-]*(?:\.[a-z0-9_-]+)+", re.IGNORECASE)
+_NO_NAME = re.compile(r".*\.(?:py|js|ts|go|java|rb|rs|c|h|so|md|txt|log|json|yaml|yml|sql|html?)\Z", re.IGNORECASE)
+_LEAST_ENDING = 12
+
+
+def names(record: Mapping[str, object]) -> frozenset[str]:
+    """Return what an error record names: hosts, other tasks, and its own masked last line.
+
+    Two tasks whose errors name the same thing at the same time have probably one cause.
+
+    >>> sorted(names({"error.type": "ConnectError", "error.message": "no route to pay-07.svc.internal:443"}))
+    ['ConnectError: no route to pay-*.svc.internal:*', 'pay-*.svc.internal']
+    """
+    text = _text(record, "error.message") or _last_line(_text(record, "message"))
+    kind = _text(record, "error.type")
+    own = {_text(record, name) for name in ("task.name", "service.name", "error.type", "host.name", "log.logger")}
+    found = set()
+    for match in _NAME.finditer(text):
+        name = match.group().rstrip(".")
+        if name not in own and not _NO_NAME.match(name):
+            found.add(_VARIABLE.sub("*", name))
+    line = _VARIABLE.sub("*", f"{kind}: {_last_line(text)}" if kind and kind not in text else _last_line(text))
+    if len(line) >= _LEAST_ENDING:
+        found.add(line[:200])
+    return frozenset(found)
+
+
+def _text(record: Mapping[str, object], name: str) -> str:
+    value = record.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def amount(value: float) -> str:
+    """Return a number as people say it.
+
+    >>> [amount(n) for n in (0, 0.04, 0.8, 42, 1234.5)]
+    ['0', 'under 0.1', '0.8', '42', '1234']
+    """
+    if value >= 10 or value == int(value):  # noqa: PLR2004
+        return str(int(value))
+    return "under 0.1" if value < 0.1 else f"{value:.1f}"  # noqa: PLR2004
+
+
+def span(us: int) -> str:
+    """Return a length of time as people say it.
+
+    >>> span(300_000_000), span(30_000_000), span(5_400_000_000)
+    ('5 min', '30 s', '90 min')
+    """
+    seconds = us // 1_000_000
+    return f"{seconds // 60} min" if seconds >= 60 and seconds % 60 == 0 else f"{seconds} s"  # noqa: PLR2004
+
+
+def sentence(finding: Finding) -> str:
+    """Return one sentence for people.
+
+    >>> sentence(Finding("errors", "records", 42, 0.8, 3.0, 300_000_000))
+    '42 errors in 5 min, 0.8 expected'
+    """
+    seen, usual, over = amount(finding.observed), amount(finding.expected), span(finding.scale_us)
+    match finding.feature:
+        case "errors":
+            return f"{seen} errors in {over}, {usual} expected"
+        case "new_template":
+            return f"an error never seen here before, {seen} times in {over}"
+        case "template":
+            return f"one known error {seen} times in {over}, {usual} expected"
+        case "warnings":
+            return f"{seen} warnings in {over}, {usual} expected"
+        case "latency":
+            return f"typical duration {seen} ms over {over}, {usual} ms expected"
+        case "silence":
+            return f"{seen} records in {over}, {usual} expected"
+        case _:
+            return "several things mildly odd together, as in no normal window before"
+
+
+def title(unit: str, findings: Iterable[Finding], templates: Iterable[TemplateCount], texts: Mapping[str, str]) -> str:
+    """Return what someone woken at night must know first; since when and the release are the ticket's to add."""
+    name = unit.partition(":")[2]
+    first = next(iter(findings), None)
+    head = f"{name}: {sentence(first)}" if first is not None else f"{name}: odd"
+    new = [t for t in templates if t.is_new]
+    top = new[0] if new else next(iter(templates), None)
+    if top is None or top.id not in texts:
+        return head
+    line = " ".join(texts[top.id].split())
+    return f"{head}; {'new' if top.is_new else 'mostly'}: {line[:120]}{'…' if len(line) > 120 else ''}"  # noqa: PLR2004

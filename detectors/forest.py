@@ -1,0 +1,86 @@
+"""Forest: a second opinion on joint shapes, where several channels are mildly odd and none decides.
+
+An isolation forest over the channels of all units together. It learns from past clean windows in
+which something stirred, plus *anchors*: such windows with one to three channels raised, without
+which no split lies beyond normal and one extreme channel looks ordinary. It is fitted at most daily,
+never in a window's path, and it raises only what exceeds every past clean window.
+
+The artefact is the training rows, not the trees: small, without pickle, and refitted to the same
+trees by the same seed.
+
+Source: Liu, Ting and Zhou, "Isolation-Based Anomaly Detection", ACM TKDD 6(1), 2012.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+
+import numpy as np
+from sklearn.ensemble import IsolationForest  # type: ignore[import-untyped]
+
+from detectors.base import CHANNELS
+from detectors.windows import BoolArray, FloatArray
+
+_TREES = 200
+_MAX_SAMPLES = 4096
+_LEAST_ROWS = 200
+_ANCHOR_SHARE = 0.1
+_CEILING = 2.0
+
+
+class Forest:
+    """A fitted forest with its cut. ``version`` names the rows and the seed it was fitted to."""
+
+    def __init__(self, rows: FloatArray, seed: int) -> None:
+        self._rows = rows.astype(np.float16)
+        self._seed = seed
+        digest = hashlib.blake2b(self._rows.tobytes() + str(seed).encode(), digest_size=4).hexdigest()
+        self.version = f"{seed}-{digest}"
+        clean = self._rows.astype(np.float64)
+        rng = np.random.default_rng(seed)
+        anchors = clean[rng.integers(len(clean), size=max(1, int(_ANCHOR_SHARE * len(clean))))].copy()
+        for row in anchors:
+            raised = rng.choice(len(CHANNELS), size=int(rng.integers(1, 4)), replace=False)
+            row[raised] = np.maximum(row[raised], rng.uniform(0.3, _CEILING, size=len(raised)))
+        data = np.concatenate([clean, anchors])
+        self._trees = IsolationForest(
+            n_estimators=_TREES, max_samples=min(_MAX_SAMPLES, len(data)), random_state=seed, n_jobs=1
+        ).fit(data)
+        self._cut = max(float(self._oddness(clean).max()), 0.5) + 0.01
+
+    @classmethod
+    def fit(cls, rows: FloatArray, *, seed: int) -> Forest | None:
+        """Return a forest over ``rows``, shape (windows, channels) of strengths, or None with too few of them."""
+        if len(rows) < _LEAST_ROWS:
+            return None
+        if len(rows) > _MAX_SAMPLES:
+            rows = rows[np.sort(np.random.default_rng(seed).choice(len(rows), _MAX_SAMPLES, replace=False))]
+        return cls(np.minimum(rows, _CEILING), seed)
+
+    @staticmethod
+    def may_raise(strengths: FloatArray) -> BoolArray:
+        """Return which windows are worth a look, ``strengths`` being (channels, windows): two channels stir at least."""
+        return ((strengths >= 0.3).sum(axis=0) >= 2) & (strengths.max(axis=0) >= 0.5)  # noqa: PLR2004
+
+    def strengths(self, rows: FloatArray) -> FloatArray:
+        """Return the strength of each row; from 1 on it is odder than anything clean that was learned."""
+        oddness: FloatArray = self._oddness(np.minimum(rows, _CEILING)) / self._cut
+        return oddness
+
+    def _oddness(self, rows: FloatArray) -> FloatArray:
+        # Lower is stranger in scikit-learn; the sign is turned here and nowhere else.
+        oddness: FloatArray = -self._trees.score_samples(rows)
+        return oddness
+
+    def encode(self) -> bytes:
+        """Return the artefact."""
+        out = io.BytesIO()
+        np.savez_compressed(out, rows=self._rows, seed=np.array(self._seed))
+        return out.getvalue()
+
+    @classmethod
+    def decode(cls, artefact: bytes) -> Forest:
+        """Return the forest of an artefact."""
+        with np.load(io.BytesIO(artefact), allow_pickle=False) as kept:
+            return cls(kept["rows"].astype(np.float64), int(kept["seed"]))

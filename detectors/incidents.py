@@ -1,0 +1,319 @@
+"""Incidents: odd windows of one or several units that belong together, from opening to the end.
+
+- Adjacent odd windows of a unit are one incident; it stays open while windows are not yet normal,
+  ends four windows after the last odd one, and takes in what comes back within fifteen.
+- A unit that becomes odd within twelve windows of an incident's start, and while it is fresh, joins
+  it when both have an error in common or their errors name the same thing or each other, or when
+  the same happens to two tasks of one service.
+
+A pure function of the judgements, their ticks and the facts; its state is kept by the caller.
+
+Not here: what is odd (engine.py), tickets and people (the service).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from detectors.base import DAY_US, TICK_US, Finding, Grid, Judgement, TemplateCount
+
+_HOLD_WINDOWS = 4
+_REJOIN_WINDOWS = 15
+_JOIN_WINDOWS = 12
+_FRESH_WINDOWS = 4
+_SAME_SERVICE_WINDOWS = 2
+_KINDS = ("new_error", "error_burst", "silence", "latency", "level_mix", "joint")
+"""From the most to the least telling; an incident has the most telling kind of its windows."""
+
+_ERRORS = {"new_error", "error_burst"}
+
+
+class ChangeKind(Enum):
+    """What happened to an incident in a tick."""
+
+    OPENED = "opened"
+    UPDATED = "updated"
+    RESOLVED = "resolved"
+    REOPENED = "reopened"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What counts cannot tell about a unit's odd window; the caller looks it up.
+
+    ``texts`` has the text of each template by id, ``names`` what the error texts name (explain.py).
+    """
+
+    service: str | None = None
+    texts: dict[str, str] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Member:
+    """One unit of an incident."""
+
+    start_us: int
+    end_us: int
+    strength: float
+    errors: int
+    records: int
+    service: str | None
+    names: list[str]
+    templates: list[str]
+
+
+@dataclass(slots=True)
+class Incident:
+    """Everything known of an incident; ``root`` is the unit that was odd first.
+
+    ``findings`` and ``series`` are those of the strongest window of the root, or of the unit that
+    is stronger. ``opened_us`` is the moment at which it could first be raised.
+    """
+
+    id: str
+    root: str
+    kind: str
+    start_us: int
+    end_us: int
+    opened_us: int
+    updated_us: int
+    last_tick_us: int
+    strength: float
+    findings: list[Finding]
+    templates: dict[str, TemplateCount]
+    texts: dict[str, str]
+    versions: dict[str, int]
+    series: list[tuple[int, float, float]]
+    members: dict[str, Member]
+    windows: int
+    is_notified: bool
+    resolved_us: int | None = None
+    told_end_us: int = 0
+
+    def odd_templates(self) -> list[TemplateCount]:
+        """Return the templates, new ones first, then the most frequent."""
+        return sorted(self.templates.values(), key=lambda t: (not t.is_new, -t.count, t.id))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An incident as it is after a tick, and what happened to it. At most two a tick: opened, resolved."""
+
+    kind: ChangeKind
+    incident: Incident
+
+
+class Incidents:
+    """All incidents of one tenant that can still change."""
+
+    def __init__(self, grid: Grid, tenant: str, kept: bytes | None = None) -> None:
+        self._grid = grid
+        self._tenant = tenant
+        self._incidents: list[Incident] = _decode(kept) if kept else []
+
+    def encode(self) -> bytes:
+        """Return the state to be kept beside the cursor."""
+        return json.dumps([dataclasses.asdict(i) for i in self._incidents], separators=(",", ":")).encode()
+
+    @property
+    def open(self) -> list[Incident]:
+        """Return the incidents that are not resolved."""
+        return [i for i in self._incidents if i.resolved_us is None]
+
+    def apply(
+        self, judgements: Iterable[Judgement], cutoff_us: int, describe: Callable[[Judgement], Facts]
+    ) -> list[Change]:
+        """Take the judgements of a tick in their order; return what changed, in the order of opening."""
+        changed: dict[str, ChangeKind] = {}
+        for judgement in judgements:
+            incident = self._find(judgement)
+            if incident is None and judgement.is_raised:
+                facts = describe(judgement)
+                incident = self._related(judgement, facts)
+                if incident is None:
+                    incident = self._open(judgement, cutoff_us)
+                    changed[incident.id] = ChangeKind.OPENED
+                else:
+                    changed.setdefault(incident.id, ChangeKind.UPDATED)
+                incident.members[judgement.unit] = Member(
+                    start_us=judgement.start_us,
+                    end_us=judgement.end_us,
+                    strength=judgement.strength,
+                    errors=judgement.errors,
+                    records=judgement.records,
+                    service=facts.service,
+                    names=sorted(facts.names),
+                    templates=[t.id for t in judgement.templates],
+                )
+                incident.texts.update(facts.texts)
+            if incident is None:
+                continue
+            kind = self._extend(incident, judgement, cutoff_us, describe)
+            if kind is not None and changed.get(incident.id) is not ChangeKind.OPENED:
+                changed[incident.id] = max(kind, changed.get(incident.id, kind), key=lambda k: k is ChangeKind.REOPENED)
+        out = []
+        for incident in list(self._incidents):
+            if incident.id in changed:
+                incident.updated_us = max(cutoff_us, incident.updated_us)
+                incident.told_end_us = incident.end_us
+                out.append(Change(changed[incident.id], dataclasses.replace(incident)))
+            if incident.resolved_us is None and self._is_over(incident, cutoff_us):
+                incident.resolved_us = incident.updated_us = cutoff_us
+                out.append(Change(ChangeKind.RESOLVED, dataclasses.replace(incident)))
+        forgotten = (_REJOIN_WINDOWS + _HOLD_WINDOWS) * self._grid.window_us
+        self._incidents = [
+            i
+            for i in self._incidents
+            if i.resolved_us is None or cutoff_us < max(i.last_tick_us, i.end_us) + forgotten + self._grid.grace_us
+        ]
+        return out
+
+    def of(self, judgement: Judgement) -> Incident | None:
+        """Return the incident that a judgement belongs to."""
+        return self._find(judgement)
+
+    def is_over_due(self, cutoff_us: int) -> bool:
+        """Return whether ``apply`` would change something at this tick even without judgements."""
+        return any(i.resolved_us is None and self._is_over(i, cutoff_us) for i in self._incidents)
+
+    def _is_over(self, incident: Incident, cutoff_us: int) -> bool:
+        if incident.end_us <= cutoff_us - DAY_US:
+            return True  # history that was sent late is over
+        last = max(incident.end_us + self._grid.grace_us, incident.last_tick_us)
+        return cutoff_us >= last + _HOLD_WINDOWS * self._grid.window_us
+
+    def _find(self, judgement: Judgement) -> Incident | None:
+        near = (_REJOIN_WINDOWS if judgement.is_raised else _HOLD_WINDOWS) * self._grid.window_us
+        for incident in reversed(self._incidents):
+            member = incident.members.get(judgement.unit)
+            if member is None or (incident.resolved_us is not None and not judgement.is_raised):
+                continue
+            if judgement.start_us <= member.end_us + near and judgement.end_us >= member.start_us - near:
+                return incident
+        return None
+
+    def _related(self, judgement: Judgement, facts: Facts) -> Incident | None:
+        window = self._grid.window_us
+        for incident in self._incidents:
+            if abs(judgement.start_us - incident.start_us) > _JOIN_WINDOWS * window:
+                continue
+            for unit, member in incident.members.items():
+                if judgement.start_us > member.end_us + _FRESH_WINDOWS * window:
+                    continue
+                if judgement.end_us < member.start_us - _FRESH_WINDOWS * window:
+                    continue
+                if self._is_related(judgement, facts, incident, unit, member):
+                    return incident
+        return None
+
+    def _is_related(self, judgement: Judgement, facts: Facts, incident: Incident, unit: str, member: Member) -> bool:
+        is_error = judgement.kind in _ERRORS and incident.kind in _ERRORS
+        if is_error:
+            if facts.names.intersection(member.names):
+                return True
+            if {t.id for t in judgement.templates[:3]}.intersection(member.templates[:3]):
+                return True
+            mine, theirs = _name(judgement.unit), _name(unit)
+            if theirs in facts.names or mine in member.names:
+                return True
+        if facts.service is None or facts.service != member.service:
+            return False
+        # A task and the rest of its service are one program.
+        is_same_kind = judgement.kind == incident.kind or (is_error and "service:" in f"{unit} {judgement.unit}")
+        return is_same_kind and abs(judgement.start_us - member.start_us) <= _SAME_SERVICE_WINDOWS * self._grid.window_us
+
+    def _open(self, judgement: Judgement, cutoff_us: int) -> Incident:
+        seed = f"{self._tenant}\0{judgement.unit}\0{judgement.start_us}\0{judgement.end_us}\0{cutoff_us}"
+        detected = judgement.end_us + self._grid.grace_us
+        incident = Incident(
+            id="t-" + hashlib.blake2b(seed.encode(), digest_size=6).hexdigest(),
+            root=judgement.unit,
+            kind=judgement.kind,
+            start_us=judgement.start_us,
+            end_us=judgement.end_us,
+            # A window that was due before could not have been raised before its late records came.
+            opened_us=detected if detected > cutoff_us - TICK_US else cutoff_us,
+            updated_us=cutoff_us,
+            last_tick_us=cutoff_us,
+            strength=0.0,
+            findings=[],
+            templates={},
+            texts={},
+            versions={},
+            series=[],
+            members={},
+            windows=0,
+            is_notified=False,
+        )
+        self._incidents.append(incident)
+        return incident
+
+    def _extend(
+        self, incident: Incident, judgement: Judgement, cutoff_us: int, describe: Callable[[Judgement], Facts]
+    ) -> ChangeKind | None:
+        """Take one window in; return what people should hear of it, if anything."""
+        member = incident.members[judgement.unit]
+        member.start_us = min(member.start_us, judgement.start_us)
+        member.end_us = max(member.end_us, judgement.end_us)
+        incident.last_tick_us = max(incident.last_tick_us, cutoff_us)
+        incident.start_us = min(incident.start_us, judgement.start_us)
+        incident.end_us = max(incident.end_us, judgement.end_us)
+        if not judgement.is_raised:
+            return None
+        known = len(incident.templates)
+        kind = incident.kind
+        strength = incident.strength
+        incident.windows += 1
+        incident.is_notified = incident.is_notified or judgement.end_us > cutoff_us - DAY_US
+        for template in judgement.templates:
+            old = incident.templates.get(template.id)
+            if old is None or old.count < template.count:
+                incident.templates[template.id] = template._replace(
+                    is_new=template.is_new or (old is not None and old.is_new)
+                )
+        if any(t.id not in incident.texts for t in judgement.templates):
+            incident.texts.update(describe(judgement).texts)
+        for version, count in judgement.versions:
+            incident.versions[version] = max(count, incident.versions.get(version, 0))
+        if judgement.strength > member.strength:
+            member.strength, member.errors, member.records = judgement.strength, judgement.errors, judgement.records
+        is_telling = _KINDS.index(judgement.kind) <= _KINDS.index(incident.kind)
+        if not incident.findings or (is_telling and judgement.strength > incident.strength):
+            incident.strength = max(judgement.strength, incident.strength)
+            incident.findings = list(judgement.findings)
+            incident.kind = judgement.kind
+        if judgement.unit == incident.root:
+            incident.series = list(judgement.series)
+        if incident.resolved_us is not None:
+            incident.resolved_us = None
+            return ChangeKind.REOPENED
+        is_news = (
+            len(incident.templates) > known
+            or incident.kind != kind
+            or incident.strength > 1.25 * strength
+            or incident.end_us >= incident.told_end_us + self._grid.window_us
+        )
+        return ChangeKind.UPDATED if is_news else None
+
+
+def _name(unit: str) -> str:
+    return unit.partition(":")[2]
+
+
+def _decode(kept: bytes) -> list[Incident]:
+    out = []
+    for item in json.loads(kept):
+        values: dict[str, Any] = dict(item)
+        values["findings"] = [Finding(*f) for f in values["findings"]]
+        values["templates"] = {id: TemplateCount(*t) for id, t in values["templates"].items()}
+        values["members"] = {unit: Member(**m) for unit, m in values["members"].items()}
+        values["series"] = [tuple(point) for point in values["series"]]
+        out.append(Incident(**values))
+    return out
