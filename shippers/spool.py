@@ -1,0 +1,347 @@
+"""Spool: batches on disk, waiting until they can be sent.
+
+An application must not lose its logs because the service restarts. A batch is written under a
+temporary name, fsynced and renamed, so a reader never sees half a file; a checksum tells what the
+disk did to it since. The total never exceeds ``max_bytes``; beyond that the newest batch is
+refused. Files come out oldest first.
+
+Two processes never share a directory: each makes its own below ``root`` and holds a lock on it.
+What a dead process left is adopted: whoever gets its lock moves its files over. Directories have
+mode 0700, files 0600, and what is in them was masked before it came here.
+
+::
+
+    root/
+      1842-9f3c…/               one process: pid and epoch
+        lock                    locked while that process lives
+        01732…-00000007-512.batch   time in ns, number, records: sorts by age
+        01732…-00000003-100.corrupt set aside
+
+Not here: when to retry (batcher.py), how to send (transport.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Callable, Protocol
+
+from shippers.transport import ENCODINGS, Batch
+
+_MAGIC = b"LSP1"
+# magic, encoding, records, then the BLAKE2b of the sealed body
+_HEADER = struct.Struct(">4sBI16s")
+_SUFFIX = ".batch"
+_LOCK = "lock"
+
+
+class SpoolError(Exception):
+    """A batch was not kept; ``reason`` is for counting: spool_full, disk_full or spool_failed."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Seal(Protocol):
+    """Turns a body into what stands on disk and back; the place for encryption.
+
+    ``open`` raises ValueError for what ``close`` did not make.
+    """
+
+    def close(self, body: bytes) -> bytes: ...
+
+    def open(self, sealed: bytes) -> bytes: ...
+
+
+class NoSeal:
+    """Leaves bodies as they are."""
+
+    def close(self, body: bytes) -> bytes:
+        return body
+
+    def open(self, sealed: bytes) -> bytes:
+        return sealed
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """A batch together with the file that holds it."""
+
+    batch: Batch
+    path: Path
+
+
+class Spool:
+    """A bounded, durable queue of batches, owned by one process. Used by one thread at a time.
+
+    Opening takes place at the first use, so that an application whose service is always there
+    never touches the disk, except that ``adopt`` looks whether a dead process left something.
+
+    Args:
+        root: Directory shared by the processes that send to the same place under the same name.
+        max_bytes: Bound on the files of this process.
+        owner: Name of this process, unique below ``root``.
+        fsync: Whether a batch must survive a power cut (True) or only the death of the process.
+        seal: Encryption, if any.
+        clock_ns: Unix time in nanoseconds.
+
+    Attributes:
+        corrupt_batches: Files set aside because they did not hold what was written.
+        corrupt_records: Records that were in them, by their names.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        max_bytes: int,
+        owner: str,
+        fsync: bool = True,
+        seal: Seal | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.root = root
+        self.directory = root / owner
+        self.max_bytes = max_bytes
+        self.corrupt_batches = 0
+        self.corrupt_records = 0
+        self._fsync = fsync
+        self._seal = seal or NoSeal()
+        self._clock_ns = clock_ns
+        self._lock: IO[bytes] | None = None
+        self._number = 0
+        self._sizes: dict[str, int] = {}  # name → bytes, of the files that wait
+
+    def __len__(self) -> int:
+        """How many batches wait."""
+        return len(self._sizes)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the batches that wait."""
+        return sum(self._sizes.values())
+
+    def append(self, batch: Batch) -> None:
+        """Keep ``batch`` durably, as the newest.
+
+        Raises:
+            SpoolError: If it is not kept; nothing of it remains on disk.
+        """
+        sealed = self._seal.close(batch.body)
+        size = _HEADER.size + len(sealed)
+        if self.size_bytes + size > self.max_bytes:
+            raise SpoolError("spool_full", f"the spool {self.directory} holds its {self.max_bytes} bytes")
+        self._number += 1
+        name = f"{self._clock_ns():020d}-{self._number:08d}-{batch.records}{_SUFFIX}"
+        digest = hashlib.blake2b(sealed, digest_size=16).digest()
+        header = _HEADER.pack(_MAGIC, ENCODINGS.index(batch.encoding), batch.records, digest)
+        temporary = self.directory / f"{name}.tmp"
+        try:
+            self._open()
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(header)
+                file.write(sealed)
+                if self._fsync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.rename(temporary, self.directory / name)
+            if self._fsync:
+                _fsync_directory(self.directory)
+        except OSError as exc:
+            for leftover in (temporary, self.directory / name):
+                _remove(leftover)
+            is_full = exc.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+            raise SpoolError("disk_full" if is_full else "spool_failed", f"cannot spool to {temporary}: {exc}") from exc
+        self._sizes[name] = size
+
+    def oldest(self) -> Spooled | None:
+        """Return the batch that has waited longest, or None; it stays until ``remove``.
+
+        Files that do not hold what was written are set aside and counted on the way.
+        """
+        while self._sizes:
+            name = min(self._sizes)
+            path = self.directory / name
+            try:
+                return Spooled(self._decode(path.read_bytes()), path)
+            except (OSError, ValueError):
+                self._set_aside(path)
+        return None
+
+    def remove(self, spooled: Spooled) -> None:
+        """Forget a batch that has been sent."""
+        self._sizes.pop(spooled.path.name, None)
+        _remove(spooled.path)
+
+    def adopt(self) -> int:
+        """Take over what dead processes left below ``root``, as far as it fits; return how many batches."""
+        adopted = 0
+        try:
+            others = [entry for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            return 0
+        for entry in others:
+            if entry.name == self.directory.name:
+                continue
+            try:
+                lock = _lock(Path(entry.path) / _LOCK, create=False)
+            except OSError:
+                continue
+            if lock is None:
+                continue  # it lives
+            with lock:
+                adopted += self._adopt_from(Path(entry.path))
+        return adopted
+
+    def close(self) -> None:
+        """Give the directory up; what is in it is adopted by the next process, or by this one reopened."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            if not self._sizes:
+                self._discard(self.directory)
+            lock.close()
+        self._sizes.clear()
+
+    def forget(self) -> None:
+        """Drop what a fork copied; the directory remains the parent's."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()  # the lock belongs to the open file, which the parent holds too
+        self._sizes.clear()
+
+    def _open(self) -> None:
+        if self._lock is not None:
+            return
+        for _ in range(10):
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = _lock(self.directory / _LOCK, create=True)
+            if lock is not None:
+                if _is_at(lock, self.directory / _LOCK):
+                    break
+                lock.close()  # an adopter took the directory for abandoned, in the moment before it was locked
+        else:
+            raise OSError(errno.EBUSY, "the spool directory belongs to another process", str(self.directory))
+        self._lock = lock
+        for name in os.listdir(self.directory):
+            if name.endswith(_SUFFIX):
+                self._sizes[name] = (self.directory / name).stat().st_size
+
+    def _adopt_from(self, directory: Path) -> int:
+        adopted = 0
+        try:
+            names = sorted(os.listdir(directory))
+            for name in names:
+                path = directory / name
+                if name.endswith(".tmp"):
+                    _remove(path)  # never renamed, so never promised
+                if not name.endswith((_SUFFIX, ".corrupt")):
+                    continue
+                self._open()
+                if name.endswith(_SUFFIX):
+                    size = path.stat().st_size
+                    if self.size_bytes + size > self.max_bytes:
+                        return adopted
+                    target = (
+                        name if name not in self._sizes else f"{name[: -len(_SUFFIX)]}-{os.urandom(4).hex()}{_SUFFIX}"
+                    )
+                    os.rename(path, self.directory / target)
+                    self._sizes[target] = size
+                    adopted += 1
+                else:
+                    os.replace(path, self.directory / name)
+        except OSError:
+            return adopted
+        self._discard(directory)
+        return adopted
+
+    def _discard(self, directory: Path) -> None:
+        try:
+            if all(name == _LOCK for name in os.listdir(directory)):
+                _remove(directory / _LOCK)
+                os.rmdir(directory)
+        except OSError:
+            pass
+
+    def _decode(self, data: bytes) -> Batch:
+        if len(data) < _HEADER.size:
+            raise ValueError("shorter than its header")
+        magic, encoding, records, digest = _HEADER.unpack_from(data)
+        sealed = data[_HEADER.size :]
+        if magic != _MAGIC or encoding >= len(ENCODINGS):
+            raise ValueError("no batch of ours")
+        if hashlib.blake2b(sealed, digest_size=16).digest() != digest:
+            raise ValueError("checksum differs")
+        return Batch(self._seal.open(sealed), ENCODINGS[encoding], records)
+
+    def _set_aside(self, path: Path) -> None:
+        self._sizes.pop(path.name, None)
+        self.corrupt_batches += 1
+        try:
+            self.corrupt_records += int(path.name[: -len(_SUFFIX)].split("-")[2])
+        except (ValueError, IndexError):
+            pass
+        try:
+            os.replace(path, path.with_suffix(".corrupt"))
+        except OSError:
+            _remove(path)
+
+
+def default_root() -> Path:
+    """Return the directory for spools of this user: ``$XDG_STATE_HOME/logsvc/spool`` or its like."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    else:
+        base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "logsvc" / "spool"
+
+
+def _lock(path: Path, *, create: bool) -> IO[bytes] | None:
+    """Return the locked file, which holds the lock until it is closed; None if another holds it."""
+    flags = os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_CLOEXEC", 0)
+    file = os.fdopen(os.open(path, flags, 0o600), "r+b")
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            # flock, not lockf: a POSIX lock would go when anyone in this process closes the file.
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False
+
+
+def _fsync_directory(directory: Path) -> None:
+    if sys.platform == "win32":
+        return  # Windows cannot open directories; NTFS journals the rename
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
