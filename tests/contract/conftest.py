@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from logsvc.store import Store
-from tests.support.elasticsearch import drop_indices, elasticsearch_url  # noqa: F401 (a fixture)
+from tests.support import elasticsearch
 
 StoreFactory = Callable[[], Store]
+
+elasticsearch_url = elasticsearch.elasticsearch_url  # a fixture of this folder
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def elastic_factory(elasticsearch_url: str) -> Iterator[StoreFactory]:
 
     prefix = f"test-{uuid.uuid4().hex}"
     yield lambda: ElasticStore(elasticsearch_url, prefix=prefix)
-    drop_indices(elasticsearch_url, prefix)
+    elasticsearch.drop_indices(elasticsearch_url, prefix)
 
 
 @pytest.fixture(params=["embedded", pytest.param("elastic", marks=pytest.mark.elasticsearch)])

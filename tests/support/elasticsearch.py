@@ -56,6 +56,12 @@ MIN_JAVA = 21
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 20
 SERVER_USER = "nobody"
+JAVA_OPTIONS = {
+    # Compiling little starts twice as fast, and halves the speed of bulk requests.
+    "test": "-Xms512m -Xmx512m -XX:TieredStopAtLevel=1",
+    "bench": "-Xms1g -Xmx1g",
+}
+"""The kinds of server, each shared by itself."""
 
 
 class Unobtainable(Exception):
@@ -77,7 +83,9 @@ def cache_dir() -> Path:
 def _run(command: list[str], timeout_s: float, what: str, cwd: str | None = None) -> str:
     nothing = subprocess.DEVNULL
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=nothing, cwd=cwd)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=timeout_s, stdin=nothing, cwd=cwd
+        )
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise Unobtainable(f"{what}: {exc}") from exc
     if done.returncode:
@@ -100,7 +108,7 @@ def _apt_install(package: str) -> None:
 
 def _java_homes() -> Iterator[tuple[int, Path]]:
     """Yield every full JDK with its major version; a trimmed run-time lacks ``jdk.attach``."""
-    homes = [Path(home) for name in ("LOGSVC_TEST_JAVA_HOME", "JAVA_HOME") if (home := os.environ.get(name))]
+    homes = [Path(os.environ["JAVA_HOME"])] if os.environ.get("JAVA_HOME") else []
     homes += sorted(Path("/usr/lib/jvm").glob("*")) + sorted(Path("/Library/Java").glob("*/*/Contents/Home"))
     for home in homes:
         try:
@@ -172,7 +180,7 @@ def _answers(url: str, path: str = "/_cluster/health") -> bool:
         return False
 
 
-def _start(home: Path, java: Path, run_dir: Path) -> tuple[subprocess.Popen[bytes], str]:
+def _start(home: Path, java: Path, run_dir: Path, java_options: str) -> tuple[subprocess.Popen[bytes], str]:
     """Start a node whose files are all in ``run_dir``; return its launcher and its address."""
     port = _free_port()
     config = run_dir / "config"
@@ -209,7 +217,6 @@ def _start(home: Path, java: Path, run_dir: Path) -> tuple[subprocess.Popen[byte
         drop += [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         for path in (run_dir, *run_dir.rglob("*")):
             os.chown(path, user.pw_uid, user.pw_gid)
-    options = os.environ.get("LOGSVC_TEST_ELASTICSEARCH_JAVA_OPTS", "-Xms512m -Xmx512m -XX:TieredStopAtLevel=1")
     environment = {
         "PATH": os.environ.get("PATH", ""),
         "JAVA": command[0],
@@ -219,7 +226,7 @@ def _start(home: Path, java: Path, run_dir: Path) -> tuple[subprocess.Popen[byte
         "ES_TMPDIR": str(run_dir / "tmp"),
         "ES_DISTRIBUTION_TYPE": "zip",
         "HOSTNAME": "localhost",
-        "ES_JAVA_OPTS": options,
+        "ES_JAVA_OPTS": java_options,
     }
     # In the foreground the launcher takes the server with it when it ends; its own session keeps
     # a Ctrl-C meant for the tests away from it.
@@ -250,28 +257,26 @@ def _stop(launcher: subprocess.Popen[bytes]) -> None:
     """Stop the node that ``launcher`` started, and nothing else."""
     if launcher.poll() is None:
         launcher.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             launcher.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            pass
     # The launcher leads a session of its own, so its group is the node and what that started.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(launcher.pid, signal.SIGKILL)
     launcher.wait()
 
 
-def _keep() -> int:
+def _keep(kind: str) -> int:
     """Start the server, publish its address, and stop it when nobody holds the shared lock. One process."""
     cache = cache_dir()
     run_dir = Path(tempfile.mkdtemp(prefix="logsvc-test-elasticsearch-"))
     launcher = None
     try:
-        launcher, url = _start(fetch(), _java_home(), run_dir)
-        _publish({"url": url, "keeper": os.getpid()})
+        launcher, url = _start(fetch(), _java_home(), run_dir, JAVA_OPTIONS[kind])
+        _publish(kind, url)
         print(url, flush=True)
-        with (cache / "users.lock").open("a") as lock:
+        with (cache / f"{kind}-users.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # Waits for the last user to end.
-            (cache / "server.json").unlink(missing_ok=True)
+            (cache / f"{kind}-server.url").unlink(missing_ok=True)
             _stop(launcher)  # Still locked: the next user starts a server of its own.
         return 0
     except Unobtainable as exc:
@@ -283,28 +288,28 @@ def _keep() -> int:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def _publish(state: dict[str, object]) -> None:
-    target = cache_dir() / "server.json"
+def _publish(kind: str, url: str) -> None:
+    target = cache_dir() / f"{kind}-server.url"
     scratch = target.with_suffix(".new")
-    scratch.write_text(json.dumps(state), encoding="utf-8")
+    scratch.write_text(url, encoding="utf-8")
     scratch.replace(target)
 
 
-def _published_url() -> str | None:
+def _published_url(kind: str) -> str | None:
     try:
-        url = json.loads((cache_dir() / "server.json").read_text(encoding="utf-8"))["url"]
-    except (OSError, ValueError, KeyError):
+        url = (cache_dir() / f"{kind}-server.url").read_text(encoding="utf-8")
+    except OSError:
         return None
-    return url if isinstance(url, str) and _answers(url) else None
+    return url if _answers(url) else None
 
 
 # --- use ---------------------------------------------------------------------------------------
 
 
-def _spawn_self(command: str) -> subprocess.Popen[str]:
+def _spawn_self(*command: str) -> subprocess.Popen[str]:
     """Run this module's ``command`` in a process that outlives ours and holds none of its locks."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.elasticsearch", command],
+        [sys.executable, "-m", "tests.support.elasticsearch", *command],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -321,8 +326,8 @@ def _first_line(process: subprocess.Popen[str]) -> str:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[str]:
-    """Lend the address of a running server for the block.
+def server(kind: str = "test") -> Iterator[str]:
+    """Lend the address of a running server of one of the kinds in ``JAVA_OPTIONS`` for the block.
 
     Raises:
         Unobtainable: If there is none and none can be started.
@@ -333,16 +338,16 @@ def server() -> Iterator[str]:
     cache = cache_dir()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        users: IO[str] = (cache / "users.lock").open("a")
+        users: IO[str] = (cache / f"{kind}-users.lock").open("a")
     except OSError as exc:
         raise Unobtainable(f"cannot use the cache directory {cache}: {exc}; set LOGSVC_TEST_CACHE") from exc
     with users:
         fcntl.flock(users, fcntl.LOCK_SH)
-        with (cache / "start.lock").open("a") as starting:
+        with (cache / f"{kind}-start.lock").open("a") as starting:
             fcntl.flock(starting, fcntl.LOCK_EX)  # One starts, the others find it started.
-            url = _published_url()
+            url = _published_url(kind)
             if url is None:
-                keeper = _spawn_self("_keep")
+                keeper = _spawn_self("_keep", kind)
                 url = _first_line(keeper)
                 if not url.startswith("http"):
                     raise Unobtainable(url.removeprefix("unobtainable: ") or "the keeper of the server died")
@@ -415,10 +420,10 @@ def _hold() -> int:
     return 0
 
 
-def main(command: str) -> int:
+def main(command: str = "", kind: str = "test") -> int:
     """Run one of ``start``, ``url``, ``stop``; return the exit code."""
     if command == "_keep":
-        return _keep()
+        return _keep(kind)
     if command == "_hold":
         try:
             return _hold()
@@ -426,11 +431,11 @@ def main(command: str) -> int:
             print(f"unobtainable: {exc}", flush=True)
             return 1
     if command == "start":
-        url = _published_url() if _holder_pid() else _first_line(_spawn_self("_hold"))
+        url = _published_url("test") if _holder_pid() else _first_line(_spawn_self("_hold"))
         print(url)
         return 0 if url and url.startswith("http") else 1
     if command == "url":
-        url = _published_url()
+        url = _published_url("test")
         print(url or "not running")
         return 0 if url else 1
     if command == "stop":
@@ -442,4 +447,4 @@ def main(command: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) == 2 else ""))
+    sys.exit(main(*sys.argv[1:3]))
