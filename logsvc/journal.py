@@ -51,6 +51,9 @@ from logsvc import durable, faults
 from logsvc.errors import JournalFull, Overloaded
 from logsvc.records import Entry
 
+DIRECTORY = "journal"
+"""Where it lies in a data directory."""
+
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -300,6 +303,11 @@ class Journal:
     # -- what is known ------------------------------------------------------------------------
 
     @property
+    def directory(self) -> Path:
+        """Where the segments lie."""
+        return self._directory
+
+    @property
     def last_seq(self) -> int:
         """Highest sequence number that is durable; numbers up to here will not be given again."""
         return self._last_seq
@@ -402,7 +410,7 @@ class Journal:
             with self._lock:
                 while not self._waiting and not self._is_closing and not self._is_roll_wanted:
                     self._work.wait()
-                if not self._waiting and self._is_closing:
+                if not self._waiting and not self._is_roll_wanted:
                     return
                 group: list[_Pending] = []
                 records = 0
@@ -849,9 +857,10 @@ class Journal:
     def _segment_for(self, cursor: _Cursor) -> _Segment | None:
         """Return the segment to read next, None if the cursor has left the last one."""
         if cursor.left_seq is not None:
-            return next((s for s in self._segments if s.first_seq > cursor.left_seq), None)
-        candidates = [s for s in self._segments if s.first_seq <= cursor.after_seq + 1]
-        segment = candidates[-1] if candidates else (self._segments[0] if self._segments else None)
+            segment = next((s for s in self._segments if s.first_seq > cursor.left_seq), None)
+        else:
+            before = [s for s in self._segments if s.first_seq <= cursor.after_seq + 1]
+            segment = before[-1] if before else self._segments[0]
         if segment is not None:
             cursor.expected_seq = segment.first_seq
         return segment
