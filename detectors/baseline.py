@@ -62,13 +62,14 @@ class Baseline:
     """What is normal, as of one moment.
 
     While ``is_learning`` only plain rules may open a ticket; a template is new after the first day
-    (``is_established``) more readily. ``decay`` weighs each block from ``first_block`` on.
+    (``is_established``) more readily. ``clump`` is how many records come together, as the variance of
+    a window's records over their mean: silence is judged by what comes independently. ``decay`` weighs each block from ``first_block`` on.
     """
 
     is_learning: bool
     is_established: bool
     records: float
-    records_spread: float
+    clump: float
     errors: Rate
     warnings: Rate
     latency: Latency | None
@@ -96,7 +97,7 @@ def learn(series: Series, until: int, grid: Grid) -> Baseline:
         is_learning=age < _LEARNING_BLOCKS * 12 or busy < _LEARNING_WINDOWS,
         is_established=age >= _ESTABLISHED_WINDOWS and busy >= _LEARNING_WINDOWS,
         records=float(total[Sum.RECORDS]),
-        records_spread=_records_spread(total),
+        clump=_clump(rows, decay),
         errors=_rate(rows, decay, total, hour, (Sum.ERRORS, Sum.ERRORS2, Sum.ERRORS_RECORDS)),
         warnings=_rate(rows, decay, total, hour, (Sum.WARNINGS, Sum.WARNINGS2, Sum.WARNINGS_RECORDS)),
         latency=_latency(rows, decay, total, hour),
@@ -140,13 +141,12 @@ def _spread(residual: float, weight: float) -> float:
     return min(max((residual + 1.25) / (weight + 50), 0.004), 3.0)
 
 
-def _records_spread(total: FloatArray) -> float:
-    """Return the over-dispersion of records per window within blocks."""
-    windows = float(total[Sum.STEPS]) / STEPS_PER_WINDOW
-    if windows < 2:  # noqa: PLR2004 - one window varies by nothing
-        return 3.0
-    records = float(total[Sum.RECORDS])
-    return _spread(float(total[Sum.RECORDS2]) - records**2 / windows - records, records**2 / windows)
+def _clump(rows: FloatArray, decay: FloatArray) -> float:
+    windows = rows[:, Sum.STEPS] / STEPS_PER_WINDOW
+    known = windows > 1
+    n, windows = rows[known, Sum.RECORDS], windows[known]
+    mean = float(decay[known] @ (n * (1 - 1 / windows)))
+    return max(1.0, float(decay[known] @ (rows[known, Sum.RECORDS2] - n * n / windows)) / mean) if mean > 0 else 1.0
 
 
 def _latency(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: FloatArray) -> Latency | None:

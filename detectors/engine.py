@@ -51,6 +51,7 @@ from detectors.windows import FloatArray, Row, Series
 
 _HOLD_SURPRISE = 2.5
 _HOLD_STEPS = 4 * STEPS_PER_WINDOW
+_TEMPLATE = CHANNELS.index("template")
 _SILENCE = CHANNELS.index("silence")
 _SILENCE_HOLD_US = DAY_US
 _SERIES_STEPS = 12 * STEPS_PER_WINDOW
@@ -195,7 +196,7 @@ class Judge:
         if not is_blind:
             for step in range(before + 1, due + 1):
                 self._judge_silence(step, out)
-        out.sort(key=lambda j: (j.end_us, j.unit, j.kind))
+        out.sort(key=lambda j: (j.window_end_us, j.unit, j.kind))
         return out
 
     # Counts ----------------------------------------------------------------------------------------------------------
@@ -328,9 +329,7 @@ class Judge:
             top = 0
             strengths[0] = max(strengths[0], 1.0)
         windows = int(found.windows[top, at])
-        start = step + 1 - windows * STEPS_PER_WINDOW
-        if is_raised:
-            start = self._onset(unit, found, top, step, start)
+        start, end = self._extent(unit, found, top, step, step + 1 - windows * STEPS_PER_WINDOW)
         kind = _kind(found, at, top) if not joint else "joint"
         self._set_mark(unit, step, _Mark(start, kind, is_raised))
         findings = [
@@ -342,17 +341,21 @@ class Judge:
         if joint:
             findings.insert(0, Finding("joint", "score", joint, 1.0, joint, windows * self.grid.window_us))
         strength = joint or float(strengths.max())
-        out.append(self._judgement(name, unit, step, start, strength, kind, is_raised, findings, found, top))
+        is_ongoing = is_learning or bool(found.short[at] >= _HOLD_SURPRISE)
+        out.append(
+            self._judgement(name, unit, (start, end, step), strength, kind, is_raised, is_ongoing, findings, found, top)
+        )
 
-    def _onset(self, unit: _Unit, found: Evaluation, channel: int, step: int, start: int) -> int:
-        """Return the first step at which the odd records came, within the scale that was odd."""
-        if channel > 1:
-            return start
-        counts = unit.series.part(start, step + 1)[Row.ERRORS]
-        if channel == 1 and found.template[step - found.low] >= 0:
-            counts = unit.series.template_errors(found.ids[int(found.template[step - found.low])], start, step + 1)
+    def _extent(self, unit: _Unit, found: Evaluation, channel: int, step: int, start: int) -> tuple[int, int]:
+        """Return the first step of the odd records within ``[start, step]``, and the one after their last."""
+        id = int(found.template[step - found.low])
+        if channel == _TEMPLATE and id >= 0:
+            counts = unit.series.template_errors(found.ids[id], start, step + 1)
+        else:
+            rows = (Row.ERRORS, Row.ERRORS, Row.WARNINGS, Row.DURATIONS)
+            counts = unit.series.part(start, step + 1)[rows[channel]]
         where = np.flatnonzero(counts)
-        return start + int(where[0]) if where.size else start
+        return (start + int(where[0]), start + int(where[-1]) + 1) if where.size else (start, step + 1)
 
     def _finding(self, found: Evaluation, channel: int, at: int) -> Finding:
         windows = int(found.windows[channel, at])
@@ -372,16 +375,17 @@ class Judge:
         self,
         name: str,
         unit: _Unit,
-        step: int,
-        start: int,
+        where: tuple[int, int, int],
         strength: float,
         kind: str,
         is_raised: bool,
+        is_ongoing: bool,
         findings: list[Finding],
         found: Evaluation | None,
         channel: int,
     ) -> Judgement:
         series, grid = unit.series, self.grid
+        start, end, step = where
         counts = series.part(start, step + 1)
         templates: list[TemplateCount] = []
         for id in series.template_ids(start, step + 1) if kind != "silence" else ():
@@ -399,10 +403,12 @@ class Judge:
         return Judgement(
             unit=name,
             start_us=start * grid.step_us,
-            end_us=(step + 1) * grid.step_us,
+            end_us=end * grid.step_us,
+            window_end_us=grid.end_us(step),
             strength=strength,
             kind=kind,
             is_raised=is_raised,
+            is_ongoing=is_ongoing,
             findings=tuple(findings),
             records=int(counts[Row.RECORDS].sum()),
             errors=int(counts[Row.ERRORS].sum()),
@@ -464,15 +470,15 @@ class Judge:
             length = SILENCE_WINDOWS[scale] * STEPS_PER_WINDOW
             start = min(max(step + 1 - length, unit.series.last_before(step + 1) + 1), step)
             self._set_mark(unit, step, _Mark(start, "silence", True))
-            seen, usual = float(one.k[scale]), float(one.expected[scale])
+            seen, usual = float(one.k[scale]) * one.clump, float(one.expected[scale]) * one.clump
             finding = Finding("silence", "records", seen, usual, strength, length * self.grid.step_us)
-            out.append(self._judgement(name, unit, step, start, strength, "silence", True, [finding], None, _SILENCE))
+            out.append(self._silent(name, unit, start, step, strength, [finding]))
 
     def _lull(self, unit: _Unit, until: int, step: int) -> Lull:
         base = learn(unit.series, until, self.grid)
         if base.is_learning or unit.live_since is None:
             zero = np.zeros(len(SILENCE_WINDOWS))
-            return Lull(zero, zero, zero + 1)
+            return Lull(zero, zero, zero + 1, 1.0)
         return lull(unit.series, base, step, unit.live_since, self.grid)
 
     def _hold_silence(self, name: str, unit: _Unit, step: int, previous: _Mark, out: list[Judgement]) -> None:
@@ -484,7 +490,15 @@ class Judge:
             self._is_changed = True
             return
         self._set_mark(unit, step, _Mark(previous.start, "silence", False))
-        out.append(self._judgement(name, unit, step, previous.start, 1.0, "silence", False, [], None, _SILENCE))
+        out.append(self._silent(name, unit, previous.start, step, 1.0, []))
+
+    def _silent(
+        self, name: str, unit: _Unit, start: int, step: int, strength: float, findings: list[Finding]
+    ) -> Judgement:
+        where = (start, step + 1, step)
+        return self._judgement(
+            name, unit, where, strength, "silence", bool(findings), True, findings, None, _SILENCE
+        )
 
     # The forest ------------------------------------------------------------------------------------------------------
 

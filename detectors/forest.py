@@ -60,8 +60,10 @@ class Forest:
 
     @staticmethod
     def may_raise(strengths: FloatArray) -> BoolArray:
-        """Return which windows are worth a look, ``strengths`` being (channels, windows): two channels stir at least."""
-        return ((strengths >= 0.3).sum(axis=0) >= 2) & (strengths.max(axis=0) >= 0.5)  # noqa: PLR2004
+        """Return which windows, ``strengths`` being (channels, windows), stir in two ways; errors are one way."""
+        ways = np.sort(np.vstack([strengths[:2].max(axis=0), strengths[2:]]), axis=0)
+        may: BoolArray = (ways[-1] >= 0.6) & (ways[-2] >= 0.4)  # noqa: PLR2004
+        return may
 
     def strengths(self, rows: FloatArray) -> FloatArray:
         """Return the strength of each row; from 1 on it is odder than anything clean that was learned."""

@@ -31,7 +31,7 @@ _SAME_SERVICE_WINDOWS = 2
 _KINDS = ("new_error", "error_burst", "silence", "latency", "level_mix", "joint")
 """From the most to the least telling; an incident has the most telling kind of its windows."""
 
-_ERRORS = {"new_error", "error_burst"}
+_ERRORS = {"new_error", "error_burst", "joint"}
 
 
 class ChangeKind(Enum):
@@ -231,7 +231,7 @@ class Incidents:
 
     def _open(self, judgement: Judgement, cutoff_us: int) -> Incident:
         seed = f"{self._tenant}\0{judgement.unit}\0{judgement.start_us}\0{judgement.end_us}\0{cutoff_us}"
-        detected = judgement.end_us + self._grid.grace_us
+        detected = judgement.window_end_us + self._grid.grace_us
         incident = Incident(
             id="t-" + hashlib.blake2b(seed.encode(), digest_size=6).hexdigest(),
             root=judgement.unit,
@@ -259,6 +259,8 @@ class Incidents:
         self, incident: Incident, judgement: Judgement, cutoff_us: int, describe: Callable[[Judgement], Facts]
     ) -> ChangeKind | None:
         """Take one window in; return what people should hear of it, if anything."""
+        if incident.resolved_us is not None and incident.windows and not judgement.is_ongoing:
+            return None
         member = incident.members[judgement.unit]
         member.start_us = min(member.start_us, judgement.start_us)
         member.end_us = max(member.end_us, judgement.end_us)

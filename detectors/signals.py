@@ -31,7 +31,7 @@ from detectors.windows import BoolArray, FloatArray, IntArray, Row, Series, slid
 ERROR_WINDOWS = (1, 2, 3, 6, 12)
 LONG_WINDOWS = (2, 6, 12)
 SILENCE_WINDOWS = (2, 3, 6, 12, 18)
-SHORT_WINDOWS = 6
+SHORT_WINDOWS = 3
 """Up to here a scale tells whether something odd still goes on."""
 
 MAX_WINDOWS = 12
@@ -185,11 +185,12 @@ def _templates(out: Evaluation, series: Series, base: Baseline, counts: IntArray
 
 
 class Lull(NamedTuple):
-    """How many records were seen and expected over each silence scale; expected is 0 where it cannot be said."""
+    """What was seen and expected over each silence scale, in clumps; expected is 0 where it cannot be said."""
 
     k: FloatArray
     expected: FloatArray
     doubt: FloatArray
+    clump: float
 
 
 def lull(series: Series, base: Baseline, step: int, live_since: int, grid: Grid) -> Lull:
@@ -222,7 +223,6 @@ def lull(series: Series, base: Baseline, step: int, live_since: int, grid: Grid)
             continue
         level = before[clean].sum() * len(before) / clean.sum() / 2
         usable = ~odd[1:, -3 * length :].any(axis=1)
-        spread = base.records_spread / windows + 0.01
         if usable.any():
             w = weights[usable]
             past = n[1:][usable]
@@ -231,11 +231,11 @@ def lull(series: Series, base: Baseline, step: int, live_since: int, grid: Grid)
             if level < 0.5 * usual_before:
                 continue
             expected[index] = usual * min((level + 5) / (usual_before + 5), 1.2)
-            doubt[index] = spread + 1 / (float(past[:, -length:].sum()) + 0.5)
+            doubt[index] = 0.01 + base.clump / (float(past[:, -length:].sum()) + 0.5)
         elif level >= 10:  # noqa: PLR2004 - fewer tell nothing about the rate
             expected[index] = level
-            doubt[index] = spread + 1 / (2 * level + 0.5)
-    return Lull(k, expected, doubt)
+            doubt[index] = 0.01 + base.clump / (2 * level + 0.5)
+    return Lull(k / base.clump, expected / base.clump, doubt, base.clump)
 
 
 def is_quiet(k: FloatArray, expected: FloatArray) -> BoolArray:

@@ -140,7 +140,7 @@ def _collect(engine: Engine, counts: list[Count], cutoff: int, flags: list[dict[
                     "task": judgement.unit.partition(":")[2],
                     "start": judgement.start_us / 1e6,
                     "end": judgement.end_us / 1e6,
-                    "detected_at": (judgement.end_us + GRID.grace_us) / 1e6,
+                    "detected_at": (judgement.window_end_us + GRID.grace_us) / 1e6,
                     "score": score_of(judgement.strength),
                     "kind": judgement.kind,
                     "ticket": incident.id if incident else None,
