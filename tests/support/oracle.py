@@ -17,7 +17,6 @@ from logsvc.records import Entry
 from logsvc.store import Dimension, Span, WindowCount
 from logsvc.timestamps import parse_rfc3339
 
-
 ALWAYS = Span()
 
 

@@ -1,0 +1,1192 @@
+"""Embedded: the store inside the process, one tantivy index for each tenant and UTC day.
+
+It needs no server, so it is the default. Each day is a directory of its own: retention removes
+directories, readers walk the days in order and stop when the page is full, and a tenant's data
+never lies beside another's.
+
+::
+
+    root/manifest.json            what the index files expect: tantivy's format, our schema
+    root/TENANT/tenant.json       the tenant's name, whatever its directory had to be called
+    root/TENANT/2026-11-22/       one index; day.json in it holds what is known without opening it
+
+What always holds:
+
+- A document is ``_src``, the record's bytes, and what is indexed of them; nothing else is stored.
+- A day's documents are committed in rising ``seq``, so its highest one tells what it has: after a
+  crash everything up to it is skipped.
+- At most ``MAX_WRITERS`` days have a writer and ``MAX_OPEN_DAYS`` are open; the least recently
+  used gives way.
+- A searcher is a snapshot. A reader takes one per day and never sees half of a commit.
+- Erasing writes the day anew without the hits, so that nothing of them stays on the disk.
+
+The names of index-only fields begin with an underscore: ``_us`` and ``_ing`` are ``@timestamp``
+and ``event.ingested`` in microseconds, ``_seq``, ``_id``, ``_unit`` and ``_dur`` are the entry's,
+``_labels`` holds ``KEY US VALUE`` for each label (US is U+001F), ``_words:F`` the words of keyword ``F``
+and ``_date:F`` the microseconds of date ``F``.
+
+Not here: when to flush and expire (indexer.py), what a query means (query.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tantivy
+from tantivy import Occur, Query
+
+from logsvc import durable, faults
+from logsvc.errors import QueryTooExpensive, SchemaMismatch, StoreUnavailable
+from logsvc.fields import FIELDS, LEVELS, MAX_TOKEN_CHARS, FieldType, resolve
+from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, indexable
+from logsvc.records import Entry, stored_id
+from logsvc.store import (
+    EXACT_TOTAL,
+    MAX_BUCKETS,
+    AppendResult,
+    Bucket,
+    Dimension,
+    Hit,
+    Order,
+    Page,
+    Position,
+    Refusal,
+    Span,
+    StoreHealth,
+    WindowCount,
+)
+from logsvc.timestamps import parse_rfc3339
+
+MAX_WRITERS = 4
+MAX_OPEN_DAYS = 64
+MAX_LISTED_TERMS = 50_000
+"""A range over a keyword lists the values it may mean; beyond this many it is refused."""
+
+_HEAP_BYTES = 24_000_000
+_DAY_US = 86_400_000_000
+_SEPARATOR = "\x1f"
+_MAX_TERMS = 65_000  # the bucket limit of one aggregation in tantivy
+_TOP_VALUES = 100
+_REWRITE_BATCH = 5_000
+
+_DATES = tuple(f.name for f in FIELDS.values() if f.type is FieldType.DATE)
+_EXTRA_DATES = tuple(name for name in _DATES if name not in ("@timestamp", "event.ingested"))
+_DATE_FIELDS = {name: f"_date:{name}" for name in _EXTRA_DATES} | {"@timestamp": "_us", "event.ingested": "_ing"}
+_KEYWORD_TEXTS = tuple(f.name for f in FIELDS.values() if f.type is FieldType.KEYWORD_TEXT)
+_TEXTS = tuple(f.name for f in FIELDS.values() if f.type is FieldType.TEXT)
+_KEYWORDS = tuple(f.name for f in FIELDS.values() if f.type in (FieldType.KEYWORD, FieldType.KEYWORD_TEXT))
+
+_TANTIVY: str = tantivy.tantivy.__version__  # "tantivy v0.27.0, index_format v7"
+_ALL = Query.all_query()
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+# What of a record must be prepared for the index; the rest tantivy reads from the record's bytes itself.
+_Prepared = msgspec.defstruct(
+    "_Prepared",
+    [
+        ("labels", dict[str, str] | None, None),
+        *(
+            (f"extra_{n}", str | None, msgspec.field(name=name, default=None))
+            for n, name in enumerate(_KEYWORD_TEXTS + _EXTRA_DATES)
+        ),
+    ],
+    gc=False,
+)
+_prepare = msgspec.json.Decoder(_Prepared).decode
+_EXTRA_FIELDS = tuple(f"_words:{name}" for name in _KEYWORD_TEXTS) + tuple(_DATE_FIELDS[name] for name in _EXTRA_DATES)
+_EXTRA_SLOTS = tuple(f"extra_{n}" for n in range(len(_EXTRA_FIELDS)))
+
+
+class _EventId(msgspec.Struct, gc=False):
+    event_id: str = msgspec.field(name="event.id", default="")
+
+
+_event_id = msgspec.json.Decoder(_EventId).decode
+
+
+class _DayFacts(msgspec.Struct):
+    """What is known of a day without opening it; valid for the commit that ``opstamp`` names."""
+
+    opstamp: int = -1
+    max_seq: int = 0
+    min_ingested_us: int = 2**63
+    max_ingested_us: int = 0
+    records: int = 0
+
+
+# The index.
+
+_Spec = dict[str, tuple[str, ...]]
+
+
+def _spec() -> _Spec:
+    """Return each index field with its kind and properties, as the manifest keeps them."""
+    spec: _Spec = {
+        "_src": ("text", "stored"),
+        "_id": ("text", "raw"),
+        "_seq": ("i64", "fast"),
+        "_us": ("i64", "fast"),
+        "_ing": ("i64", "fast"),
+        "_dur": ("i64", "fast"),
+        "_unit": ("text", "raw", "fast"),
+        "_labels": ("text", "raw", "fast"),
+    }
+    for name in _KEYWORDS:
+        spec[name] = ("text", "raw", "fast")
+    for name in _TEXTS:
+        spec[name] = ("text", "words")
+    for name in _KEYWORD_TEXTS:
+        spec[f"_words:{name}"] = ("text", "words")
+    for name in _EXTRA_DATES:
+        spec[_DATE_FIELDS[name]] = ("i64", "fast")
+    for field in FIELDS.values():
+        if field.type is FieldType.LONG:
+            spec[field.name] = ("i64", "fast")
+    return spec
+
+
+def _schema() -> tantivy.Schema:
+    builder = tantivy.SchemaBuilder()
+    for name, (kind, *properties) in _spec().items():
+        if kind == "i64":
+            # Not indexed: ranges over the fast column are quick, and unique numbers make a huge dictionary.
+            builder.add_integer_field(name, fast=True)
+        elif "stored" in properties:
+            builder.add_text_field(name, stored=True, tokenizer_name="none", index_option="basic")
+        elif "words" in properties:
+            builder.add_text_field(name, tokenizer_name="words", index_option="position")
+        else:
+            builder.add_text_field(name, fast="fast" in properties, tokenizer_name="raw", index_option="basic")
+    return builder.build()
+
+
+_WORDS = (
+    tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.regex(r"[\p{L}\p{N}_]+")).filter(tantivy.Filter.lowercase()).build()
+)
+# A text field is always indexed in tantivy-py; this makes it index nothing.
+_NONE = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.raw()).filter(tantivy.Filter.remove_long(1)).build()
+
+
+def _manifest() -> dict[str, Any]:
+    return {"format": _TANTIVY, "fields": {name: " ".join(kind) for name, kind in _spec().items()}}
+
+
+# Documents.
+
+
+@lru_cache(maxsize=8192)
+def _json_text(text: str) -> str:
+    return _encode(text).decode()
+
+
+def _label(key: str, value: str) -> str:
+    # Ingest lets no control character into a key; a key asked for with one must not reach into a value.
+    return key.replace(_SEPARATOR, "\ufffd") + _SEPARATOR + value
+
+
+def _document(entry: Entry) -> str:
+    """Return the JSON document of an entry: its index-only fields, then the record itself.
+
+    Raises:
+        ValueError: If the source is no JSON object of a record.
+    """
+    source = entry.source.decode()
+    extra: Any = _prepare(entry.source)
+    head = [
+        f'{{"_us":{entry.time_us},"_ing":{entry.ingested_us},"_seq":{entry.seq},"_id":"{entry.id}",'
+        f'"_unit":{_json_text(entry.unit)},"_src":{_encode(source).decode()}'
+    ]
+    if entry.duration_bucket is not None:
+        head.append(f'"_dur":{entry.duration_bucket}')
+    if extra.labels:
+        head.append(f'"_labels":{_encode([_label(k, v) for k, v in extra.labels.items()]).decode()}')
+    for slot, name in zip(_EXTRA_SLOTS, _EXTRA_FIELDS, strict=True):
+        value = getattr(extra, slot)
+        if value is not None:
+            indexed = indexable(value) if name.startswith("_words") else parse_rfc3339(value) // 1000
+            head.append(f'"{name}":{_encode(indexed).decode()}')
+    if len(source) > MAX_TOKEN_CHARS or not (source.isascii() or indexable(source) is source):
+        source = _encode(_tamed(entry.source)).decode()
+    return f"{','.join(head)},{source[1:]}"
+
+
+def _tamed(source: bytes) -> dict[str, Any]:
+    """Return the record with what the index would take otherwise than ``tokenize``, or not at all, rewritten."""
+    record: dict[str, Any] = _decode(source)
+    for name in _TEXTS:
+        if name in record:
+            record[name] = indexable(record[name])
+    for name in _KEYWORDS:
+        value = record.get(name)
+        if isinstance(value, str):
+            record[name] = value[:MAX_TOKEN_CHARS]
+        elif value is not None:
+            record[name] = [item[:MAX_TOKEN_CHARS] for item in value]
+    return record
+
+
+# Queries.
+
+
+class _Compiler:
+    """Turns a query tree into tantivy's, for one searcher."""
+
+    def __init__(self, schema: tantivy.Schema, searcher: tantivy.Searcher) -> None:
+        self._schema = schema
+        self._searcher = searcher
+
+    def compile(self, node: Node) -> Query:
+        match node:
+            case MatchAll():
+                return _ALL
+            case And(children):
+                # Nothing but exclusions finds nothing in tantivy, so there is always something to exclude from.
+                return Query.boolean_query(
+                    [(Occur.Must, _ALL)]
+                    + [
+                        (Occur.MustNot, self.compile(c.child)) if isinstance(c, Not) else (Occur.Must, self.compile(c))
+                        for c in children
+                    ]
+                )
+            case Or(children):
+                return _any([self.compile(child) for child in children])
+            case Not(child):
+                return Query.boolean_query([(Occur.Must, _ALL), (Occur.MustNot, self.compile(child))])
+            case Words(fields, tokens, is_prefix):
+                return _any([self._words(_text_field(field), tokens, is_prefix) for field in fields])
+            case Term(field, value):
+                if isinstance(value, int):
+                    return self.between(_number_field(field), value, value)
+                return Query.term_query(self._schema, *_term(field, value))
+            case Prefix(field, value):
+                return self._prefix(*_term(field, value))
+            case Exists(field):
+                return self._exists(field)
+            case Range(field, low, high, includes_low, includes_high):
+                if isinstance(low, str) or isinstance(high, str):
+                    return self._keyword_range(node)
+                return self.between(_number_field(field), low, high, includes_low, includes_high)
+
+    def between(
+        self,
+        field: str,
+        low: Any,
+        high: Any,
+        includes_low: bool = True,
+        includes_high: bool = True,
+    ) -> Query:
+        """Return the query for numbers in a range; everything if it is open on both ends."""
+        if low is None and high is None:
+            return _ALL
+        kind = tantivy.FieldType.Integer
+        return Query.range_query(
+            self._schema, field, kind, low, high, includes_low or low is None, includes_high or high is None
+        )
+
+    def _words(self, field: str, tokens: tuple[str, ...], is_prefix: bool) -> Query:
+        if is_prefix:
+            return self._prefix(field, tokens[0])
+        if len(tokens) == 1:
+            return Query.term_query(self._schema, field, tokens[0])
+        return Query.phrase_query(self._schema, field, list(tokens))
+
+    def _prefix(self, field: str, prefix: str) -> Query:
+        if len(prefix) <= 64:
+            return Query.regex_query(self._schema, field, f"{_regex_literal(prefix)}(?s:.*)")
+        # A long pattern exceeds what the regex compiler takes, but few values begin with it.
+        return Query.term_set_query(self._schema, field, self._terms(field, prefix))
+
+    def _exists(self, field: str) -> Query:
+        kind = _type_of(field)
+        if kind is FieldType.LABELS:
+            return self._prefix(*_term(field, ""))
+        if kind is FieldType.TEXT:
+            return Query.regex_query(self._schema, field, "(?s:.*)")
+        return Query.exists_query(_DATE_FIELDS.get(field, field))
+
+    def _keyword_range(self, node: Range) -> Query:
+        low, high = _bytes(node.low), _bytes(node.high)
+
+        def is_in(term: str) -> bool:
+            value = term.encode()
+            return (low is None or value > low or (node.includes_low and value == low)) and (
+                high is None or value < high or (node.includes_high and value == high)
+            )
+
+        common = _common_prefix(str(node.low), str(node.high)) if None not in (low, high) else ""
+        return Query.term_set_query(self._schema, node.field, list(filter(is_in, self._terms(node.field, common))))
+
+    def _terms(self, field: str, prefix: str) -> list[str]:
+        """Return every value of ``field`` that begins with ``prefix``."""
+        terms = self._searcher.terms_with_prefix(field, prefix, limit=MAX_LISTED_TERMS + 1)
+        if len(terms) > MAX_LISTED_TERMS:
+            raise QueryTooExpensive(
+                f"{field} has more than {MAX_LISTED_TERMS} different values to compare; give both bounds, closer together"
+            )
+        return [term for term, _ in terms]
+
+
+def _any(queries: list[Query]) -> Query:
+    return queries[0] if len(queries) == 1 else Query.boolean_query([(Occur.Should, query) for query in queries])
+
+
+def _all(queries: Iterable[Query]) -> Query:
+    wanted = [(Occur.Must, query) for query in queries if query is not _ALL]
+    return Query.boolean_query(wanted) if wanted else _ALL
+
+
+def _type_of(name: str) -> FieldType:
+    field = resolve(name)
+    if field is None:
+        raise ValueError(f"the query names {name!r}, which is no field")
+    return field.type
+
+
+def _text_field(name: str) -> str:
+    return f"_words:{name}" if _type_of(name) is FieldType.KEYWORD_TEXT else name
+
+
+def _number_field(name: str) -> str:
+    return _DATE_FIELDS.get(name, name)
+
+
+def _term(field: str, value: str) -> tuple[str, str]:
+    """Return the index field and the term that a keyword or a label is searched by."""
+    if _type_of(field) is FieldType.LABELS:
+        return "_labels", _label(field.removeprefix("labels."), value)
+    return field, value[:MAX_TOKEN_CHARS]
+
+
+def _regex_literal(text: str) -> str:
+    return "".join(c if c.isalnum() and c.isascii() else f"\\x{{{ord(c):x}}}" for c in text)
+
+
+def _bytes(text: str | int | None) -> bytes | None:
+    return None if text is None else str(text).encode()
+
+
+def _common_prefix(a: str, b: str) -> str:
+    length = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[:length]
+
+
+# Days.
+
+
+class _Day:
+    """One tenant's index of one UTC day: its facts, and while they are needed a searcher and a writer.
+
+    The store's lock guards ``index`` and ``searcher``; everything else belongs to the one thread
+    that appends.
+    """
+
+    def __init__(self, tenant: str, number: int, path: Path) -> None:
+        self.tenant = tenant
+        self.number = number  # days since 1970
+        self.path = path
+        self.facts = _DayFacts()
+        self.appended_seq = 0  # highest seq handed to the writer or committed
+        self.appended_ingested_us = 0
+        self.pending: set[str] = set()  # ids that the searcher cannot see
+        self.index: tantivy.Index | None = None
+        self.searcher: tantivy.Searcher | None = None
+        self.writer: tantivy.IndexWriter | None = None
+        self.is_dirty = False
+
+    @property
+    def start_us(self) -> int:
+        return self.number * _DAY_US
+
+    def create(self) -> None:
+        """Make the directory, durably, so that a commit in it cannot be lost with its name."""
+        self.path.mkdir(parents=True)
+        for parent in (self.path.parent, self.path.parent.parent):
+            durable.sync_directory(parent)
+
+    def read_facts(self) -> None:
+        """Take the facts from day.json, or from the index if they are older than its last commit."""
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            self.facts = msgspec.json.decode((self.path / "day.json").read_bytes(), type=_DayFacts)
+        if self.facts.opstamp != _opstamp(self.path):
+            self.open()
+            self.count()
+        self.appended_seq = self.facts.max_seq
+        self.appended_ingested_us = self.facts.max_ingested_us
+
+    def write_facts(self) -> None:
+        self.facts.opstamp = _opstamp(self.path)
+        durable.replace(self.path / "day.json", msgspec.json.encode(self.facts))
+
+    def open(self) -> tantivy.Searcher:
+        if self.searcher is None:
+            self.index = tantivy.Index(_schema(), str(self.path))
+            # Reloading by hand costs no thread that watches the files.
+            self.index.config_reader("manual")
+            self.index.register_tokenizer("words", _WORDS)
+            self.index.register_tokenizer("none", _NONE)
+            self.reload()
+        assert self.searcher is not None
+        return self.searcher
+
+    def reload(self) -> None:
+        assert self.index is not None
+        self.index.reload()
+        self.searcher = self.index.searcher()
+
+    def count(self) -> None:
+        """Take the facts from what is committed."""
+        assert self.searcher is not None
+        asked = {
+            "seq": {"max": {"field": "_seq"}},
+            "low": {"min": {"field": "_ing"}},
+            "high": {"max": {"field": "_ing"}},
+        }
+        found = self.searcher.aggregate(_ALL, asked)
+        self.facts.records = self.searcher.num_docs
+        if self.facts.records:
+            # Of erased records the index knows nothing, so the highest seq may be a remembered one.
+            self.facts.max_seq = max(self.facts.max_seq, int(found["seq"]["value"]))
+            self.facts.min_ingested_us = int(found["low"]["value"])
+            self.facts.max_ingested_us = int(found["high"]["value"])
+
+
+def _opstamp(path: Path) -> int:
+    """Return the number of the last commit in ``path``; 0 if there is none."""
+    try:
+        return int(_decode((path / "meta.json").read_bytes())["opstamp"])
+    except FileNotFoundError:
+        return 0
+
+
+def _day_name(number: int) -> str:
+    return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=number):%Y-%m-%d}"
+
+
+def _day_number(name: str) -> int | None:
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", name):
+        return None
+    return (datetime.fromisoformat(f"{name}T00:00:00+00:00") - datetime(1970, 1, 1, tzinfo=UTC)).days
+
+
+def _tenant_directory(tenant: str) -> str:
+    """Return a name that every file system takes and that no two tenants share, whatever its case."""
+    if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", tenant):
+        return tenant
+    return "~" + blake2b(tenant.encode(), digest_size=16).hexdigest()
+
+
+class _Deadline:
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._end = time.monotonic() + timeout_s
+
+    def check(self) -> None:
+        if time.monotonic() >= self._end:
+            raise QueryTooExpensive(f"the query took longer than {self._timeout_s:g} s; narrow its time range")
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One day as a reader sees it: a snapshot and the compiler for it."""
+
+    day: _Day
+    searcher: tantivy.Searcher
+    compiler: _Compiler
+
+
+class EmbeddedStore:
+    """A ``Store`` in a directory. One process at a time, which the data directory's lock sees to."""
+
+    def __init__(self, root: Path, *, heap_bytes: int = _HEAP_BYTES) -> None:
+        self._root = root
+        self._heap_bytes = heap_bytes
+        self._lock = threading.RLock()  # the registry of days, and opening and closing them
+        self._days: dict[str, dict[int, _Day]] = {}
+        self._opened: OrderedDict[_Day, None] = OrderedDict()
+        self._writing: OrderedDict[_Day, None] = OrderedDict()
+        self._schema = _schema()
+        self._is_closed = False
+        root.mkdir(parents=True, exist_ok=True)
+        self._differences = self._compare_manifest()
+        if not self._differences:
+            self._find_days()
+
+    # Schema and start
+
+    def check_schema(self) -> list[str]:
+        return list(self._differences)
+
+    def _compare_manifest(self) -> list[str]:
+        path = self._root / "manifest.json"
+        expected = _manifest()
+        try:
+            found = _decode(path.read_bytes())
+        except FileNotFoundError:
+            durable.replace(path, msgspec.json.format(_encode(expected)))
+            return []
+        except msgspec.MsgspecError:
+            return [f"{path}: not JSON; the index cannot be recognised, run logsvc reindex"]
+        differences = []
+        if found.get("format") != expected["format"]:
+            differences.append(
+                f"index format: the files are of {found.get('format')!r}, this is {expected['format']!r}; "
+                "run logsvc reindex"
+            )
+        there, wanted = found.get("fields", {}), expected["fields"]
+        for name in sorted(there.keys() | wanted.keys()):
+            if there.get(name) != wanted.get(name):
+                differences.append(
+                    f"field {name}: the index has {there.get(name, 'none')!r}, expected {wanted.get(name, 'none')!r}"
+                )
+        return differences
+
+    def _find_days(self) -> None:
+        for directory in sorted(path for path in self._root.iterdir() if path.is_dir()):
+            try:
+                tenant = _decode((directory / "tenant.json").read_bytes())["tenant"]
+            except (OSError, msgspec.MsgspecError, KeyError, TypeError):
+                continue  # a crash before the tenant's first record
+            _finish_rewrites(directory)
+            for path in directory.iterdir():
+                number = _day_number(path.name)
+                if number is None:
+                    continue
+                day = _Day(tenant, number, path)
+                day.read_facts()
+                day.index = day.searcher = None
+                self._days.setdefault(tenant, {})[number] = day
+
+    # Append
+
+    def append(self, entries: Sequence[Entry]) -> AppendResult:
+        self._check_usable()
+        appended = duplicates = skipped = 0
+        refused: list[Refusal] = []
+        by_day: dict[tuple[str, int], list[Entry]] = {}
+        for entry in entries:
+            by_day.setdefault((entry.tenant, entry.time_us // _DAY_US), []).append(entry)
+        for (tenant, number), of_day in by_day.items():
+            day = self._day_to_write(tenant, number)
+            writer = self._writer(day)
+            searcher, facts, pending = day.searcher, day.facts, day.pending
+            assert searcher is not None
+            for entry in of_day:
+                if entry.seq <= day.appended_seq:
+                    skipped += 1
+                    continue
+                if entry.has_client_id:
+                    if entry.id in pending or self._is_stored(searcher, entry) or self._is_in_neighbour(day, entry):
+                        duplicates += 1
+                        continue
+                    pending.add(entry.id)
+                try:
+                    writer.add_json(_document(entry))
+                except ValueError as exc:
+                    if "could not be parsed" not in str(exc) and not isinstance(exc, msgspec.MsgspecError):
+                        self._abandon(day)
+                        raise StoreUnavailable(f"cannot write to {day.path}: {exc}") from exc
+                    refused.append(Refusal(entry, f"the index does not take it: {exc}"))
+                    pending.discard(entry.id)
+                    continue
+                appended += 1
+                day.is_dirty = True
+                day.appended_seq = entry.seq
+                day.appended_ingested_us = max(day.appended_ingested_us, entry.ingested_us)
+                # Widened before the commit: a day too many is looked at, none is missed.
+                facts.min_ingested_us = min(facts.min_ingested_us, entry.ingested_us)
+                facts.max_ingested_us = max(facts.max_ingested_us, entry.ingested_us)
+        return AppendResult(appended, duplicates, skipped, tuple(refused))
+
+    def _is_stored(self, searcher: tantivy.Searcher, entry: Entry) -> bool:
+        # The dictionary of terms answers in microseconds, but still names what was deleted.
+        return searcher.doc_freq("_id", entry.id) > 0 and (
+            _count(searcher, Query.term_query(self._schema, "_id", entry.id)) > 0
+        )
+
+    def _is_in_neighbour(self, day: _Day, entry: Entry) -> bool:
+        """Tell whether a record that took its time from its arrival arrived the day before, too."""
+        if entry.time_us != entry.ingested_us:
+            return False
+        before = self._days[day.tenant].get(day.number - 1)
+        if before is None:
+            return False
+        return entry.id in before.pending or self._is_stored(self._open(before), entry)
+
+    def _day_to_write(self, tenant: str, number: int) -> _Day:
+        with self._lock:
+            days = self._days.get(tenant, {})
+            day = days.get(number)
+            if day is not None:
+                return day
+            directory = self._root / _tenant_directory(tenant)
+            try:
+                if not (directory / "tenant.json").exists():
+                    directory.mkdir(exist_ok=True)
+                    durable.replace(directory / "tenant.json", _encode({"tenant": tenant}))
+                day = _Day(tenant, number, directory / _day_name(number))
+                day.create()
+            except OSError as exc:
+                raise StoreUnavailable(f"cannot create {directory}: {exc}") from exc
+            self._days[tenant] = {**days, number: day}
+            return day
+
+    def _writer(self, day: _Day) -> tantivy.IndexWriter:
+        """Return the day's writer; if too many are open, the one unused for longest commits and closes."""
+        self._writing[day] = None
+        self._writing.move_to_end(day)
+        while len(self._writing) > MAX_WRITERS:
+            self._close_writer(next(iter(self._writing)))
+        if day.writer is None:
+            self._open(day)
+            assert day.index is not None
+            try:
+                day.writer = day.index.writer(self._heap_bytes, 1)
+            except (ValueError, OSError) as exc:
+                del self._writing[day]
+                raise StoreUnavailable(f"cannot write to {day.path}: {exc}") from exc
+        return day.writer
+
+    def _close_writer(self, day: _Day) -> None:
+        self._commit(day)
+        day.writer = None
+        self._writing.pop(day, None)
+        day.write_facts()
+
+    def _abandon(self, day: _Day) -> None:
+        """Forget what the day has not committed; its entries are appended again."""
+        self._writing.pop(day, None)
+        day.writer = None
+        day.pending.clear()
+        day.is_dirty = False
+        day.appended_seq = day.facts.max_seq
+
+    def flush(self) -> None:
+        self._check_usable()
+        for day in list(self._writing):
+            self._commit(day)
+
+    def _commit(self, day: _Day) -> None:
+        if not day.is_dirty:
+            return
+        assert day.writer is not None
+        faults.reach("store.before_commit")
+        try:
+            day.writer.commit()
+        except (ValueError, OSError) as exc:
+            self._abandon(day)
+            raise StoreUnavailable(f"cannot commit to {day.path}: {exc}") from exc
+        faults.reach("store.after_commit")
+        day.is_dirty = False
+        day.facts.max_seq = day.appended_seq
+        with self._lock:
+            day.reload()
+            assert day.searcher is not None
+            day.facts.records = day.searcher.num_docs
+        day.pending.clear()
+
+    def refresh(self) -> None:
+        """Nothing to do: a commit shows what it made durable at once."""
+
+    # Reading
+
+    def _check_usable(self) -> None:
+        if self._differences:
+            raise SchemaMismatch("the embedded index", self._differences)
+        if self._is_closed:
+            raise StoreUnavailable("the embedded store is closed")
+
+    def _open(self, day: _Day) -> tantivy.Searcher:
+        with self._lock:
+            try:
+                searcher = day.open()
+            except (ValueError, OSError) as exc:
+                raise StoreUnavailable(f"cannot open {day.path}: {exc}") from exc
+            self._opened[day] = None
+            self._opened.move_to_end(day)
+            for cold in list(self._opened):
+                if len(self._opened) <= MAX_OPEN_DAYS:
+                    break
+                if cold.writer is None and cold is not day:
+                    cold.index = cold.searcher = None
+                    del self._opened[cold]
+            return searcher
+
+    def _views(
+        self,
+        tenant: str,
+        span: Span,
+        *,
+        order: Order = Order.OLDEST_FIRST,
+        min_seq: int | None = None,
+        ingested: Span = Span(),
+    ) -> Iterator[_View]:
+        """Yield the days that may hold a hit, in order, each opened when its turn comes."""
+        self._check_usable()
+        with self._lock:
+            days = list(self._days.get(tenant, {}).values())
+        days.sort(key=lambda day: day.number, reverse=order is Order.NEWEST_FIRST)
+        for day in days:
+            if span.start_us is not None and day.start_us + _DAY_US <= span.start_us:
+                continue
+            if span.end_us is not None and day.start_us >= span.end_us:
+                continue
+            if min_seq is not None and day.appended_seq < min_seq:
+                continue
+            if ingested.start_us is not None and day.facts.max_ingested_us < ingested.start_us:
+                continue
+            if ingested.end_us is not None and day.facts.min_ingested_us >= ingested.end_us:
+                continue
+            with self._lock:
+                if self._days.get(tenant, {}).get(day.number) is not day:
+                    continue  # expired meanwhile
+                searcher = self._open(day)
+            yield _View(day, searcher, _Compiler(self._schema, searcher))
+
+    def _within(self, view: _View, field: str, span: Span) -> Query:
+        """Return the query for a span; everything if the whole day lies in it."""
+        low, high = span.start_us, span.end_us
+        if field == "_us":
+            low = None if low is not None and low <= view.day.start_us else low
+            high = None if high is not None and high >= view.day.start_us + _DAY_US else high
+        return view.compiler.between(field, low, high, True, False)
+
+    def search(
+        self,
+        tenant: str,
+        query: Node,
+        span: Span = Span(),
+        *,
+        limit: int = 50,
+        after: Position | None = None,
+        order: Order = Order.NEWEST_FIRST,
+        min_seq: int | None = None,
+        count_total: bool = False,
+        timeout_s: float = 5.0,
+    ) -> Page:
+        deadline = _Deadline(timeout_s)
+        is_newest_first = order is Order.NEWEST_FIRST
+        hits: list[Hit] = []
+        total, is_exact = 0, True
+        for view in self._views(tenant, span, order=order, min_seq=min_seq):
+            deadline.check()
+            wants_hits = len(hits) <= limit
+            if not wants_hits and (not count_total or total >= EXACT_TOTAL):
+                is_exact = False
+                break
+            parts = [view.compiler.compile(query), self._within(view, "_us", span)]
+            if min_seq is not None:
+                parts.append(view.compiler.between("_seq", min_seq, None))
+            wanted = _all(parts)
+            if count_total:
+                total += _count(view.searcher, wanted)
+            if not wants_hits:
+                continue
+            if after is not None:
+                day_after = (
+                    view.day.start_us > after.time_us
+                    if is_newest_first
+                    else (view.day.start_us + _DAY_US <= after.time_us)
+                )
+                if day_after:
+                    continue
+            hits += self._day_hits(view, wanted, limit + 1 - len(hits), after, order, tenant)
+        page = tuple(hits[:limit])
+        return Page(
+            page,
+            page[-1].position if len(hits) > limit and page else None,
+            total if count_total else None,
+            is_exact if count_total else True,
+        )
+
+    def _day_hits(
+        self, view: _View, query: Query, limit: int, after: Position | None, order: Order, tenant: str
+    ) -> list[Hit]:
+        """Return the day's first ``limit`` hits strictly after ``after``.
+
+        tantivy sorts by one field, so records of one microsecond come in any order. The last
+        microsecond of a page may have been cut anywhere, so it is asked for again by ``seq``.
+        """
+        found: list[tuple[Position, tantivy.DocAddress]] = []
+        between = view.compiler.between
+        is_newest_first = order is Order.NEWEST_FIRST
+        if after is not None:
+            low, high = (None, after.seq) if is_newest_first else (after.seq, None)
+            same = _all([query, between("_us", after.time_us, after.time_us), between("_seq", low, high, False, False)])
+            found += self._sorted(view.searcher, same, "_seq", limit, order)
+            low, high = (None, after.time_us) if is_newest_first else (after.time_us, None)
+            query = _all([query, between("_us", low, high, False, False)])
+        wanted = limit - len(found)
+        if wanted > 0:
+            rest = self._sorted(view.searcher, query, "_us", wanted, order)
+            if len(rest) == wanted:
+                last_us = rest[-1][0].time_us
+                rest = [item for item in rest if item[0].time_us != last_us]
+                ties = _all([query, between("_us", last_us, last_us)])
+                rest.sort(key=lambda item: item[0], reverse=is_newest_first)
+                rest += self._sorted(view.searcher, ties, "_seq", wanted - len(rest), order)
+            else:
+                rest.sort(key=lambda item: item[0], reverse=is_newest_first)
+            found += rest
+        return [self._hit(view.searcher, tenant, position, address) for position, address in found]
+
+    def _sorted(
+        self, searcher: tantivy.Searcher, query: Query, field: str, limit: int, order: Order
+    ) -> list[tuple[Position, tantivy.DocAddress]]:
+        direction = tantivy.Order.Desc if order is Order.NEWEST_FIRST else tantivy.Order.Asc
+        hits = searcher.search(query, limit, count=False, order_by_field=field, order=direction).hits
+        addresses = [address for _, address in hits]
+        times = searcher.fast_field_values("_us", addresses)
+        seqs = searcher.fast_field_values("_seq", addresses)
+        return [
+            (Position(int(us or 0), int(seq or 0)), address)
+            for us, seq, address in zip(times, seqs, addresses, strict=True)
+        ]
+
+    def _hit(self, searcher: tantivy.Searcher, tenant: str, position: Position, address: tantivy.DocAddress) -> Hit:
+        source = str(searcher.doc(address).get_first("_src")).encode()
+        return Hit(stored_id(tenant, _event_id(source).event_id), position, source)
+
+    def count(self, tenant: str, query: Node, span: Span = Span(), *, timeout_s: float = 5.0) -> int:
+        deadline = _Deadline(timeout_s)
+        total = 0
+        for view in self._views(tenant, span):
+            deadline.check()
+            total += _count(view.searcher, _all([view.compiler.compile(query), self._within(view, "_us", span)]))
+        return total
+
+    def get(self, tenant: str, id: str) -> Hit | None:
+        wanted = Query.term_query(self._schema, "_id", id)
+        for view in self._views(tenant, Span(), order=Order.NEWEST_FIRST):
+            for position, address in self._sorted(view.searcher, wanted, "_seq", 1, Order.OLDEST_FIRST):
+                return self._hit(view.searcher, tenant, position, address)
+        return None
+
+    # Counting
+
+    def histogram(
+        self,
+        tenant: str,
+        query: Node,
+        span: Span,
+        *,
+        interval_us: int,
+        by: str | None = None,
+        timeout_s: float = 5.0,
+    ) -> list[Bucket]:
+        deadline = _Deadline(timeout_s)
+        if span.start_us is not None and span.end_us is not None:
+            _check_buckets((span.end_us - 1) // interval_us - span.start_us // interval_us + 1, interval_us)
+        top = None if by is None else self._top_values(tenant, query, span, by, deadline)
+        counts: Counter[int] = Counter()
+        split: dict[int, Counter[str]] = {}
+        for view in self._views(tenant, span):
+            deadline.check()
+            wanted = _all([view.compiler.compile(query), self._within(view, "_us", span)])
+            _add_histogram(counts, view.searcher, wanted, interval_us)
+            _check_buckets(len(counts), interval_us)
+            if by is None or top is None:
+                continue
+            missing: Counter[int] = Counter()
+            nothing = _all([wanted, view.compiler.compile(Not(Exists(by)))])
+            _add_histogram(missing, view.searcher, nothing, interval_us)
+            for start, count in missing.items():
+                split.setdefault(start, Counter())[""] += count
+            for start, value, count in _histogram_by(view.searcher, wanted, interval_us, by, top):
+                split.setdefault(start, Counter())[value] += count
+        buckets = []
+        for start, count in sorted(counts.items()):
+            by_value = dict(split.get(start, {}))
+            rest = count - sum(by_value.values()) if by is not None else 0
+            if rest > 0:
+                by_value["*"] = by_value.get("*", 0) + rest
+            buckets.append(Bucket(start, count, by_value))
+        return buckets
+
+    def _top_values(self, tenant: str, query: Node, span: Span, by: str, deadline: _Deadline) -> list[str]:
+        """Return the most frequent values of ``by``, at most ``_TOP_VALUES``."""
+        field, _ = _term(by, "")
+        key = _label(by.removeprefix("labels."), "") if field == "_labels" else ""
+        totals: Counter[str] = Counter()
+        for view in self._views(tenant, span):
+            deadline.check()
+            wanted = _all([view.compiler.compile(query), self._within(view, "_us", span)])
+            terms: dict[str, Any] = {"field": field, "size": _MAX_TERMS, "segment_size": _MAX_TERMS}
+            if key:
+                terms["include"] = f"(?s:{_regex_literal(key)}.*)"
+            for found in _aggregated(view, wanted, {"by": {"terms": terms}}):
+                for bucket in found["by"]["buckets"]:
+                    totals[bucket["key"].removeprefix(key)] += bucket["doc_count"]
+        ranked = sorted(totals.items(), key=lambda item: (-item[1], item[0]))
+        return [value for value, _ in ranked[:_TOP_VALUES]]
+
+    def window_counts(
+        self,
+        tenant: str,
+        *,
+        ingested: Span,
+        span: Span = Span(),
+        step_us: int,
+        dimensions: frozenset[Dimension] = frozenset(Dimension),
+    ) -> list[WindowCount]:
+        totals: Counter[tuple[str, int, Dimension, str]] = Counter()
+        for view in self._views(tenant, span, ingested=ingested):
+            base = [self._within(view, "_us", span), self._within(view, "_ing", ingested)]
+            for level, of_level in _DIMENSION_FIELDS.items():
+                fields = {d.value: {"terms": _terms_of(field)} for d, field in of_level.items() if d in dimensions}
+                if not fields:
+                    continue
+                wanted = _all([*base, view.compiler.between("event.severity", level, None)])
+                steps = {"histogram": _steps(step_us), "aggs": fields}
+                asked = {"unit": {"terms": _terms_of("_unit"), "aggs": {"step": steps}}}
+                for found in _aggregated(view, wanted, asked):
+                    _add_window_counts(totals, found)
+        return [WindowCount(*key, count) for key, count in totals.items()]
+
+    # Tenants, erasing, retention
+
+    def tenants(self) -> list[str]:
+        with self._lock:
+            return sorted(
+                tenant
+                for tenant, days in self._days.items()
+                if any(day.facts.records or day.is_dirty for day in days.values())
+            )
+
+    def erase(self, tenant: str, query: Node, span: Span = Span()) -> int:
+        self.flush()
+        erased = 0
+        for view in list(self._views(tenant, span)):
+            gone = _all([view.compiler.compile(query), self._within(view, "_us", span)])
+            count = _count(view.searcher, gone)
+            if count:
+                self._rewrite(view, gone)
+                erased += count
+        return erased
+
+    def _rewrite(self, view: _View, gone: Query) -> None:
+        """Write the day anew without the hits of ``gone``; a crash leaves the old day or the new one."""
+        day = view.day
+        self._writing.pop(day, None)
+        day.writer = None
+        fresh = _Day(day.tenant, day.number, day.path.with_name(day.path.name + ".new"))
+        shutil.rmtree(fresh.path, ignore_errors=True)
+        try:
+            fresh.path.mkdir()
+            fresh.open()
+            assert fresh.index is not None
+            writer = fresh.index.writer(self._heap_bytes, 1)
+            kept = Query.boolean_query([(Occur.Must, _ALL), (Occur.MustNot, gone)])
+            for entry in self._entries(view, kept):
+                writer.add_json(_document(entry))
+            writer.commit()
+            fresh.reload()
+            # What was erased must not come back when the journal is replayed.
+            fresh.facts.max_seq = day.facts.max_seq
+            fresh.count()
+            fresh.write_facts()
+            writer.wait_merging_threads()
+        except (ValueError, OSError) as exc:
+            raise StoreUnavailable(f"cannot rewrite {day.path}: {exc}") from exc
+        with self._lock:
+            old = day.path.with_name(day.path.name + ".old")
+            day.path.rename(old)
+            fresh.path.rename(day.path)
+            durable.sync_directory(day.path.parent)
+            day.facts = fresh.facts
+            day.appended_seq = day.facts.max_seq
+            day.index = day.searcher = None
+            self._opened.pop(day, None)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _entries(self, view: _View, query: Query) -> Iterator[Entry]:
+        """Yield what is stored as the entries it was appended as, in rising ``seq``."""
+        last_seq = -1
+        while True:
+            later = _all([query, view.compiler.between("_seq", last_seq, None, False)])
+            found = self._sorted(view.searcher, later, "_seq", _REWRITE_BATCH, Order.OLDEST_FIRST)
+            if not found:
+                return
+            addresses = [address for _, address in found]
+            ingested = view.searcher.fast_field_values("_ing", addresses)
+            buckets = view.searcher.fast_field_values("_dur", addresses)
+            for (position, address), ingested_us, bucket in zip(found, ingested, buckets, strict=True):
+                hit = self._hit(view.searcher, view.day.tenant, position, address)
+                record = _decode(hit.source)
+                task = record.get("task.name")
+                yield Entry(
+                    tenant=view.day.tenant,
+                    id=hit.id,
+                    seq=position.seq,
+                    time_us=position.time_us,
+                    ingested_us=int(ingested_us or 0),
+                    unit=f"task:{task}" if task else f"service:{record['service.name']}",
+                    duration_bucket=None if bucket is None else int(bucket),
+                    has_client_id=True,
+                    source=hit.source,
+                )
+            last_seq = found[-1][0].seq
+
+    def expire(self, before_us: int) -> int:
+        self._check_usable()
+        expired: list[_Day] = []
+        with self._lock:
+            for tenant, days in list(self._days.items()):
+                old = {n: d for n, d in days.items() if d.appended_ingested_us < before_us}
+                expired += old.values()
+                self._days[tenant] = {n: d for n, d in days.items() if n not in old}
+            for day in expired:
+                self._opened.pop(day, None)
+        for day in expired:
+            self._writing.pop(day, None)
+            day.writer = day.index = day.searcher = None
+            shutil.rmtree(day.path, ignore_errors=True)
+        return len({day.number for day in expired})
+
+    # Life
+
+    def health(self) -> StoreHealth:
+        name = f"embedded ({_TANTIVY.split(',', maxsplit=1)[0]})"
+        if self._differences or self._is_closed:
+            return StoreHealth(False, name, "; ".join(self._differences) or "closed")
+        with self._lock:
+            days = [day for of_tenant in self._days.values() for day in of_tenant.values()]
+        size = sum(_size(day.path) for day in days)
+        return StoreHealth(True, name, f"{len(days)} days", sum(day.facts.records for day in days), size)
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        try:
+            if not self._differences:
+                for day in list(self._writing):
+                    self._close_writer(day)
+        finally:
+            with self._lock:
+                self._is_closed = True
+                for day in self._opened:
+                    day.index = day.searcher = None
+                self._opened.clear()
+
+
+def _finish_rewrites(directory: Path) -> None:
+    """Complete what a crash interrupted: the new day if the old one was moved away already, else the old one."""
+    for old in directory.glob("*.old"):
+        path = old.with_suffix("")
+        if not path.exists():
+            path.with_name(path.name + ".new").rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    for fresh in directory.glob("*.new"):
+        if fresh.is_dir():
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for file in path.glob("*"):
+        with contextlib.suppress(OSError):  # merged away meanwhile
+            total += file.stat().st_size
+    return total
+
+
+# Aggregations. Counts are exact: no bucket is left out, and what exceeds tantivy's bounds is asked for in halves.
+
+# The lowest severity of a record that counts, the dimensions, and the field that each takes its key from.
+_DIMENSION_FIELDS: dict[int | None, dict[Dimension, str]] = {
+    None: {
+        Dimension.LEVEL: "log.level",
+        Dimension.STATUS: "task.status",
+        Dimension.CUSTOMER: "organization.id",
+        Dimension.DURATION: "_dur",
+        Dimension.VERSION: "service.version",
+    },
+    LEVELS["warn"]: {Dimension.TEMPLATE: "log.template.id"},
+    LEVELS["error"]: {Dimension.CUSTOMER_ERROR: "organization.id", Dimension.VERSION_ERROR: "service.version"},
+}
+
+
+def _terms_of(field: str) -> dict[str, Any]:
+    return {"field": field, "size": _MAX_TERMS, "segment_size": _MAX_TERMS}
+
+
+def _steps(interval_us: int) -> dict[str, Any]:
+    return {"field": "_us", "interval": interval_us, "min_doc_count": 1}
+
+
+def _count(searcher: tantivy.Searcher, query: Query) -> int:
+    found: Any = searcher.search(query, 1, count=True, order_by_field="_seq")  # its stub lacks ``count``
+    return int(found.count)
+
+
+def _aggregated(view: _View, query: Query, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield results whose sum is the aggregation; several if it has more buckets than tantivy allows."""
+    pending: list[tuple[int, int]] = [(0, max(view.day.facts.max_seq, view.day.appended_seq))]
+    while pending:
+        low, high = pending.pop()
+        part = _all([query, view.compiler.between("_seq", low, high)]) if low or pending else query
+        try:
+            yield view.searcher.aggregate(part, asked)
+        except ValueError as exc:
+            if "limit was exceeded" not in str(exc) or low >= high:
+                raise StoreUnavailable(f"cannot count in {view.day.path}: {exc}") from exc
+            middle = (low + high) // 2
+            pending += [(middle + 1, high), (low, middle)]
+
+
+def _add_histogram(counts: Counter[int], searcher: tantivy.Searcher, query: Query, interval_us: int) -> None:
+    try:
+        found = searcher.aggregate(query, {"time": {"histogram": _steps(interval_us)}})
+    except ValueError as exc:
+        raise QueryTooExpensive(f"too many intervals of {interval_us} µs; take a longer one") from exc
+    for bucket in found["time"]["buckets"]:
+        counts[round(bucket["key"])] += bucket["doc_count"]
+
+
+def _histogram_by(
+    searcher: tantivy.Searcher, query: Query, interval_us: int, by: str, values: list[str]
+) -> Iterator[tuple[int, str, int]]:
+    terms = [_term(by, value) for value in values]
+    if not terms:
+        return
+    # In parts, so that buckets times values stay below tantivy's bound.
+    size = _MAX_TERMS // (MAX_BUCKETS + 1)
+    for start in range(0, len(terms), size):
+        part = terms[start : start + size]
+        include = {"field": part[0][0], "include": [term for _, term in part], "size": size, "segment_size": size}
+        asked = {"time": {"histogram": _steps(interval_us), "aggs": {"by": {"terms": include}}}}
+        key = part[0][1][: -len(values[start])] if values[start] else part[0][1]
+        for bucket in searcher.aggregate(query, asked)["time"]["buckets"]:
+            for value in bucket["by"]["buckets"]:
+                yield round(bucket["key"]), value["key"][len(key) :], value["doc_count"]
+
+
+def _add_window_counts(totals: Counter[tuple[str, int, Dimension, str]], found: dict[str, Any]) -> None:
+    for unit in found["unit"]["buckets"]:
+        for step in unit["step"]["buckets"]:
+            start = round(step["key"])
+            for dimension in Dimension:
+                for bucket in step.get(dimension.value, {}).get("buckets", ()):
+                    key = bucket["key"]
+                    text = key if isinstance(key, str) else str(round(key))
+                    totals[unit["key"], start, dimension, text] += bucket["doc_count"]
+
+
+def _check_buckets(count: int, interval_us: int) -> None:
+    if count > MAX_BUCKETS:
+        raise QueryTooExpensive(
+            f"{count} buckets of {interval_us / 1e6:g} s, but at most {MAX_BUCKETS} are given; "
+            "take a longer interval or a shorter time range"
+        )
