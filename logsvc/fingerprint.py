@@ -77,6 +77,11 @@ def _digest(*parts: str) -> str:
     return f"{VERSION}:{hashlib.blake2b(text, digest_size=8).hexdigest()}"
 
 
+def shape(message: str) -> bytes:
+    """Return the message with all digits 0. Messages of one shape have one template."""
+    return message.encode("utf-8", "replace").translate(_ZEROS)
+
+
 def mask_variables(message: str) -> str:
     """Return the template of ``message``, whole: variables masked, white space folded.
 
@@ -85,13 +90,13 @@ def mask_variables(message: str) -> str:
     >>> mask_variables('no column named ai_model in "/srv/app/jobs.py"')
     'no column named ai_model in <str>'
     """
-    return _template(message[:_MAX_MESSAGE_CHARS].encode("utf-8", "replace").translate(_ZEROS))[2]
+    return _template(shape(message[:_MAX_MESSAGE_CHARS]))[2]
 
 
 @lru_cache(maxsize=16_384)
-def _template(shape: bytes) -> tuple[str, str, str]:
+def _template(shaped: bytes) -> tuple[str, str, str]:
     """Return id, text cut to its bound, and whole text of the template of a shape."""
-    text = shape.decode("utf-8", "ignore")
+    text = shaped.decode("utf-8", "ignore")
     if '"' in text or "'" in text or "`" in text:
         text = _QUOTED.sub("<str>", text)
     # Word by word: most are plain, and words repeat far more often than messages do.
@@ -108,9 +113,7 @@ def fingerprint(message: str) -> tuple[str, str]:
     >>> fingerprint("order 17 paid") == fingerprint("order 4711 paid")
     True
     """
-    if len(message) > _MAX_MESSAGE_CHARS:
-        message = message[:_MAX_MESSAGE_CHARS]
-    return _template(message.encode("utf-8", "replace").translate(_ZEROS))[:2]
+    return _template(shape(message[:_MAX_MESSAGE_CHARS]))[:2]
 
 
 def exception_fingerprint(message: str, error_type: str, error_message: str) -> tuple[str, str]:
