@@ -48,7 +48,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         time: When it was refused, RFC 3339.
         reason: In the store's words.
         entry: All of the entry but its source.
-        record: The record's JSON; None if the source was no JSON, then ``source_base64`` has it.
+        record: The record's JSON; empty if the source was no JSON, then ``source_base64`` has it.
         is_replayed: Whether it was put into the journal again.
     """
 
@@ -58,16 +58,19 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str
     event_id: str = msgspec.field(name="event.id", default="")
     entry: dict[str, str | int | bool | None]
-    record: msgspec.Raw | None = None
-    source_base64: str | None = None
+    record: msgspec.Raw = msgspec.Raw()
+    source_base64: str = ""
     is_replayed: bool = False
 
     @property
     def source(self) -> bytes:
         """The entry's source, byte for byte."""
-        if self.record is not None:
-            return bytes(self.record)
-        return base64.b64decode(self.source_base64 or "")
+        return bytes(self.record) or base64.b64decode(self.source_base64)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the source is a JSON object, as a record's is."""
+        return bool(bytes(self.record))
 
     @property
     def preview(self) -> str:
@@ -299,8 +302,8 @@ def _letter(refusal: Refusal, now_us: int) -> DeadLetter:
             "duration_bucket": entry.duration_bucket,
             "has_client_id": entry.has_client_id,
         },
-        record=msgspec.Raw(entry.source) if is_json else None,
-        source_base64=None if is_json else base64.b64encode(entry.source).decode(),
+        record=msgspec.Raw(entry.source) if is_json else msgspec.Raw(),
+        source_base64="" if is_json else base64.b64encode(entry.source).decode(),
     )
 
 

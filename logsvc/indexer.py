@@ -337,6 +337,7 @@ class Indexer:
 
     def _step(self) -> bool:
         """Do one round: others' calls, a batch, a commit if due. False when all is done and it is closing."""
+        is_closing = self._is_closing  # read first: what was appended before it was set is seen below
         self._run_calls()
         batch = self._journal.read(self._appended_seq, self._batch_records)
         if batch.through_seq > self._appended_seq:
@@ -348,9 +349,9 @@ class Indexer:
                 self._append(batch.entries)
             self._appended_seq = batch.through_seq
         is_drained = self._appended_seq >= self._journal.last_seq
-        if self._has_unflushed and (time.monotonic() >= self._flush_due or (is_drained and self._is_closing)):
+        if self._has_unflushed and (time.monotonic() >= self._flush_due or (is_drained and is_closing)):
             self._flush()
-        if is_drained and not self._has_unflushed and self._is_closing:
+        if is_drained and is_closing and not self._has_unflushed:
             return False
         if is_drained:
             self._wait()

@@ -131,7 +131,7 @@ class Replayer:
         replayed = unreadable = 0
         remaining = iter(chosen)
         while part := list(islice(remaining, _BATCH_RECORDS)):
-            readable = [letter for letter in part if letter.record is not None]
+            readable = [letter for letter in part if letter.is_readable]
             self._append([letter.to_entry() for letter in readable])
             faults.reach("replay.after_append")
             self._dead_letters.mark_replayed([letter.id for letter in readable])
