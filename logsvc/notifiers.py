@@ -124,7 +124,7 @@ class FileNotifier:
             with os.fdopen(fd, "r+b") as file:
                 file.seek(_end_of_last_line(fd))
                 file.truncate()
-                file.write(msgspec.json.encode(event) + b"\n")
+                file.write(_line(event))
                 file.flush()
                 os.fsync(fd)
             if is_new:
@@ -134,6 +134,14 @@ class FileNotifier:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _line(event: Event) -> bytes:
+    """Return one line also for readers that split where Unicode says that lines end."""
+    line = msgspec.json.encode(event)
+    for char in ("\u0085", "\u2028", "\u2029"):
+        line = line.replace(char.encode(), f"\\u{ord(char):04x}".encode())
+    return line + b"\n"
 
 
 def _end_of_last_line(fd: int) -> int:

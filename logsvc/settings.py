@@ -268,6 +268,12 @@ class StoreSettings(_Part):
     url: str = _setting(
         "LOGSVC_STORE_URL", _store_url, "embedded", "embedded (in the data directory), or the address of Elasticsearch."
     )
+    prefix: str = _setting(
+        "LOGSVC_STORE_PREFIX",
+        _tenant,
+        "logsvc-records",
+        "How the names of indices in Elasticsearch begin; services with different ones share a server.",
+    )
 
     @property
     def is_embedded(self) -> bool:

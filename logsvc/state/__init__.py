@@ -300,11 +300,11 @@ class State:
 
     def count_tickets(self, tenant: str | None = None) -> dict[TicketState, int]:
         """Return how many tickets are in each state, of one tenant or of all."""
-        query = sa.select(t.tickets.c.state, sa.func.count()).group_by(t.tickets.c.state)
+        query = sa.select(t.tickets.c.state, sa.func.count().label("size")).group_by(t.tickets.c.state)
         if tenant is not None:
             query = query.where(t.tickets.c.tenant == tenant)
         with self._reading() as db:
-            found = {TicketState(state): count for state, count in db.execute(query).tuples()}
+            found = {TicketState(row.state): row.size for row in db.execute(query)}
         return {state: found.get(state, 0) for state in TicketState}
 
     # -------------------------------------------------------------------------------------------- detection
@@ -317,7 +317,7 @@ class State:
     def checkpoints(self) -> dict[str, int]:
         """Return the checkpoint of every tenant that has one."""
         with self._reading() as db:
-            return dict(db.execute(sa.select(t.checkpoints)).tuples().all())
+            return {row.tenant: row.cursor_us for row in db.execute(sa.select(t.checkpoints))}
 
     def blobs(self, tenant: str) -> dict[str, Blob]:
         """Return what ``commit_tick`` last kept under each key."""
@@ -512,8 +512,10 @@ class State:
         """Return how many events there are by channel and state."""
         row = t.outbox.c
         with self._reading() as db:
-            found = db.execute(sa.select(row.channel, row.state, sa.func.count()).group_by(row.channel, row.state))
-            return {(channel, DeliveryState(state)): count for channel, state, count in found.tuples()}
+            found = db.execute(
+                sa.select(row.channel, row.state, sa.func.count().label("size")).group_by(row.channel, row.state)
+            )
+            return {(one.channel, DeliveryState(one.state)): one.size for one in found}
 
     def disable_channel(self, name: str, *, target: str, reason: str, now_us: int) -> None:
         """Stop delivering on a channel: its receiver said that it is gone. Pending events fail."""
