@@ -41,8 +41,8 @@ from shippers.redact import mask
 if TYPE_CHECKING:
     from loguru import Message, Record
 
-Reading = float | Mapping[str, float] | Mapping[tuple[str, ...], float]
-"""A number; or for a metric with labels, numbers by the labels' values."""
+Reading = float | Mapping[Any, float]
+"""A number; or for a metric with labels, numbers by the label's value, or by a tuple of the labels' values."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
