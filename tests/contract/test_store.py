@@ -111,6 +111,14 @@ def test_a_duplicate_is_known_after_a_restart(store_factory: Callable[[], Store]
     assert put(store_factory(), [make_entry(2, id="a")]) == AppendResult(duplicates=1)
 
 
+def test_a_record_that_got_its_time_on_arrival_is_known_the_next_day(store: Store) -> None:
+    midnight = T0 // DAY_US * DAY_US + DAY_US
+    put(store, [make_entry(1, midnight - 5, id="a"), make_entry(2, midnight - 4, id="b")])
+    again = [make_entry(3, midnight + 5, id="a"), make_entry(4, midnight + 6, id="c")]
+    assert put(store, again) == AppendResult(appended=1, duplicates=1)
+    assert seqs(store, ALL) == [1, 2, 4]
+
+
 def test_one_id_of_two_tenants_is_two_records(store: Store) -> None:
     assert put(store, [make_entry(1, id="a"), make_entry(2, id="a", tenant="other")]).appended == 2
 
