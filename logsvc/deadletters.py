@@ -288,7 +288,7 @@ def _letter(refusal: Refusal, now_us: int) -> DeadLetter:
         event_id = str(record.get("event.id", "")) if isinstance(record, dict) else ""
     except msgspec.MsgspecError:
         pass  # kept all the same, as bytes
-    return DeadLetter(
+    letter = DeadLetter(
         id=str(entry.seq),
         time=format_us(now_us),
         tenant=entry.tenant,
@@ -302,9 +302,10 @@ def _letter(refusal: Refusal, now_us: int) -> DeadLetter:
             "duration_bucket": entry.duration_bucket,
             "has_client_id": entry.has_client_id,
         },
-        record=msgspec.Raw(entry.source) if is_json else msgspec.Raw(),
-        source_base64="" if is_json else base64.b64encode(entry.source).decode(),
     )
+    if is_json:
+        return msgspec.structs.replace(letter, record=msgspec.Raw(entry.source))
+    return msgspec.structs.replace(letter, source_base64=base64.b64encode(entry.source).decode())
 
 
 def _files(directory: Path) -> list[Path]:

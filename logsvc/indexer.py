@@ -489,7 +489,8 @@ class Indexer:
 
     def _has_news(self, records: int) -> bool:
         is_enough = self._journal.last_seq >= self._appended_seq + records
-        return bool(is_enough or self._calls or self._is_closing)
+        is_due = any(scheduled.due_us <= self._clock() for scheduled in self._scheduled)
+        return bool(is_enough or is_due or self._calls or self._is_closing)
 
     def _back_off(self, exc: Exception) -> None:
         """Show why it does not go on, and wait before the next try; others' calls are served meanwhile."""
