@@ -66,8 +66,9 @@ class Settings:
             or ``block`` until there is room, ``block_timeout_s`` at most. Either way the network
             is not waited for: the queue is full only while encoding cannot keep up, or while
             batches can neither be sent nor spooled.
-        block_timeout_s: Longest wait of one log call with ``block``; None waits for ever and so
-            loses nothing, for programs that only read logs, such as the agent.
+        block_timeout_s: Longest wait of one log call with ``block``.
+        is_replayable: Whether the records can be read again from where they came, as the agent can.
+            Then a batch that cannot be kept is held until it can, and one left at the end is no loss.
         queue_max_records: Records that may wait to be encoded.
         queue_max_bytes: Characters of the larger among them (over 1 KiB).
         flush_interval_s: Longest time a record waits before it is on its way.
@@ -84,7 +85,8 @@ class Settings:
     """
 
     when_full: str = "drop"
-    block_timeout_s: float | None = 1.0
+    block_timeout_s: float = 1.0
+    is_replayable: bool = False
     queue_max_records: int = 50_000
     queue_max_bytes: int = 32 * 1024 * 1024
     flush_interval_s: float = 0.5
@@ -280,6 +282,12 @@ class Batcher:
         except Exception as exc:
             self._count_drop("failed", 1, repr(exc))
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the next ``put`` of a single producer neither drops nor blocks."""
+        settings = self.settings
+        return len(self._queue) < settings.queue_max_records and self._large_chars * 2 < settings.queue_max_bytes
+
     def mark(self) -> Mark:
         """Return a mark behind everything put so far, and set the threads going."""
         mark = Mark()
@@ -379,9 +387,9 @@ class Batcher:
                     self._count_drop("queue_full", 1)
                     return
                 now = time.monotonic()
-                if deadline is None and settings.block_timeout_s is not None:
+                if deadline is None:
                     deadline = now + settings.block_timeout_s
-                if deadline is not None and now >= deadline:
+                if now >= deadline:
                     self._count_drop("queue_full", 1)
                     return
             time.sleep(0.002)
@@ -632,8 +640,7 @@ class Batcher:
             try:
                 self._spool.append(batch)
             except SpoolError as exc:
-                keeps_all = self.settings.when_full == "block" and self.settings.block_timeout_s is None
-                if exc.reason == "spool_full" and not keeps_all:
+                if exc.reason == "spool_full" and not self.settings.is_replayable:
                     self._count_drop(exc.reason, batch.records, str(exc))
                     return True
                 # Disk full, directory gone: keep it in memory as long as there is room, and try again.
@@ -729,6 +736,8 @@ class Batcher:
             for batch in waiting:
                 if isinstance(batch, Mark):
                     batch._pass()
+                    continue
+                if self._spool is None and self.settings.is_replayable:
                     continue
                 if self._spool is None:
                     self._count_drop("exit", batch.records, "the service was away and there is no spool")

@@ -36,6 +36,7 @@ STACK_MAX_CHARS = 128 * 1024
 EXTRA_MAX_CHARS = 8 * 1024
 EXTRAS_MAX = 128
 EXTRA_MAX_DEPTH = 6
+MASK_MAX_DEPTH = 32
 
 Plain = Union[None, bool, int, float, str, "list[Plain]", "dict[str, Plain]"]
 Error = tuple[str, str, str]
@@ -384,7 +385,9 @@ class Finisher:
             record = self._identity()
             record["@timestamp"] = self._time_text(datetime.now(timezone.utc))
             record["log.level"] = "error"
-            record["message"] = _mask_repeated(f"a record was not encoded: {safe_repr(exc)}")
+            message = item.get("message") if isinstance(item, dict) else item[9]
+            text = f"a record was not encoded: {safe_repr(exc)}; its message: {cut(safe_str(message), 4096)}"
+            record["message"] = redact.mask(text)[0]
             return _encode_json(record).encode("utf-8", "replace")
 
     def build(self, item: Item) -> dict[str, Any]:
@@ -399,7 +402,10 @@ class Finisher:
                 if key not in _SAFE:
                     value, count = mask_value(key, value)
                     masked += count
-                record[_mask_repeated(key)] = value
+                if value is None:
+                    record.pop(key, None)  # the item says it another way
+                else:
+                    record[_mask_repeated(key)] = value
         else:
             time, level, number, logger, path, line, function, thread, pid, message, error, task, extras = item
             record["@timestamp"] = self._time_text(time)
@@ -483,7 +489,7 @@ def _add_extras(record: dict[str, Any], extras: Mapping[str, Any]) -> int:
     return masked
 
 
-def mask_value(key: str, value: Any) -> tuple[Any, int]:
+def mask_value(key: str, value: Any, depth: int = MASK_MAX_DEPTH) -> tuple[Any, int]:
     """Return a plain ``value`` masked, all of it if its key names a secret, and how much was masked."""
     if type(value) is str:
         return redact.mask_value(key, value)
@@ -491,22 +497,24 @@ def mask_value(key: str, value: Any) -> tuple[Any, int]:
         return value, 0
     if redact.is_secret_key(key):
         return redact.SECRET, 1
-    return mask_nested(value) if isinstance(value, (dict, list)) else (value, 0)
+    return mask_nested(value, depth) if isinstance(value, (dict, list)) else (value, 0)
 
 
-def mask_nested(value: Any) -> tuple[Any, int]:
+def mask_nested(value: Any, depth: int = MASK_MAX_DEPTH) -> tuple[Any, int]:
     """Return a nest of dicts and lists with each text masked, and how much was masked."""
     masked = 0
+    if depth <= 0:
+        return redact.mask(safe_repr(value))
     if isinstance(value, dict):
         result: dict[str, Any] = {}
         for key, item in value.items():
-            result[_mask_repeated(key)], count = mask_value(key, item)
+            result[_mask_repeated(key)], count = mask_value(key, item, depth - 1)
             masked += count
         return result, masked
     if isinstance(value, list):
         items = []
         for item in value:
-            item, count = mask_value("", item)
+            item, count = mask_value("", item, depth - 1)
             items.append(item)
             masked += count
         return items, masked

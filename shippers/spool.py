@@ -192,7 +192,7 @@ class Spool:
             if entry.name == self.directory.name:
                 continue
             try:
-                lock = _lock(Path(entry.path) / _LOCK, create=False)
+                lock = lock_file(Path(entry.path) / _LOCK, create=False)
             except OSError:
                 continue
             if lock is None:
@@ -222,7 +222,7 @@ class Spool:
             return
         for _ in range(10):
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = _lock(self.directory / _LOCK, create=True)
+            lock = lock_file(self.directory / _LOCK, create=True)
             if lock is not None:
                 if _is_at(lock, self.directory / _LOCK):
                     break
@@ -303,7 +303,7 @@ def default_root() -> Path:
     return Path(base) / "logsvc" / "spool"
 
 
-def _lock(path: Path, *, create: bool) -> IO[bytes] | None:
+def lock_file(path: Path, *, create: bool) -> IO[bytes] | None:
     """Return the locked file, which holds the lock until it is closed; None if another holds it."""
     flags = os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_CLOEXEC", 0)
     file = os.fdopen(os.open(path, flags, 0o600), "r+b")
