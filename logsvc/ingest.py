@@ -904,7 +904,7 @@ class Normaliser:
     ) -> tuple[Entry, str] | ItemResult:
         sent: Mapping[Any, Any]
         if isinstance(item, (bytes, msgspec.Raw)):
-            decoded = decode(item)
+            decoded = decode_item(item)
             if isinstance(decoded, ItemResult):
                 return decoded
             sent = decoded
@@ -1237,7 +1237,7 @@ _HEX_IDS = frozenset({"trace_id", "span_id", "transaction_id", "user_hash"})
 # ------------------------------------------------------------------------------------------ decoding
 
 
-def decode(text: bytes | msgspec.Raw) -> dict[str, Any] | ItemResult:
+def decode_item(text: bytes | msgspec.Raw) -> dict[str, Any] | ItemResult:
     """Return the object that a JSON text holds, or why it cannot be used.
 
     Strict JSON is read fast. What is nearly JSON (invalid UTF-8, NaN, raw control characters, lone
