@@ -33,7 +33,7 @@ CUTS = {"errors": 5.0, "template": 5.0, "warnings": 5.0, "latency": 5.0, "silenc
 
 
 class Count(NamedTuple):
-    """``count`` records of ``unit`` in the step at ``step_us`` have ``key`` in ``dimension``.
+    """``n`` records of ``unit`` in the step at ``step_us`` have ``key`` in ``dimension``.
 
     Dimensions used here are ``level``, ``template``, ``duration`` and ``version_error``; others are ignored.
     """
@@ -42,7 +42,7 @@ class Count(NamedTuple):
     step_us: int
     dimension: str
     key: str
-    count: int
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class TemplateCount(NamedTuple):
     """A template's records in the odd window."""
 
     id: str
-    count: int
+    n: int
     is_new: bool
     first_us: int
 

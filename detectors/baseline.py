@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betainc, log_ndtr  # type: ignore[import-untyped]
+from scipy.special import betainc, log_ndtr
 
 from detectors.base import BLOCK_STEPS, DAY_US, STEPS_PER_WINDOW, Grid
 from detectors.windows import FloatArray, Series, Sum
@@ -44,7 +44,7 @@ class Rate:
 
     def dispersion(self, windows: int) -> float:
         """Return the dispersion of counts over so many windows."""
-        return self.doubt + (self.spread if windows <= 3 else self.slow_spread)  # noqa: PLR2004 - scale where blocks tell more
+        return self.doubt + (self.spread if windows <= 3 else self.slow_spread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def _clump(rows: FloatArray, decay: FloatArray) -> float:
 
 def _latency(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: FloatArray) -> Latency | None:
     count = float(total[Sum.DURATIONS])
-    if count < 30:  # noqa: PLR2004 - too few to know a variance
+    if count < 30:
         return None
     mean = float(total[Sum.DURATION_SUM]) / count
     variance = max(float(total[Sum.DURATION_SQUARES]) / count - mean * mean, 0.25)
@@ -183,7 +183,8 @@ def lack(k: FloatArray, expected: FloatArray, dispersion: float | FloatArray) ->
 
 def normal_surprise(z: FloatArray) -> FloatArray:
     """Return ``-log10 P(Z >= z)`` of a standard normal."""
-    return np.minimum(-log_ndtr(-z) / np.log(10), MAX_SURPRISE)
+    s: FloatArray = np.minimum(-log_ndtr(-z) / np.log(10), MAX_SURPRISE)
+    return s
 
 
 def _minus_log10(tail: FloatArray) -> FloatArray:

@@ -59,6 +59,7 @@ _LOOK_BACK = 18 * STEPS_PER_WINDOW
 _FUTURE_US = 25 * 3_600_000_000
 _QUIET_STEPS = 2 * STEPS_PER_WINDOW
 _QUIET_RECORDS = 2
+_HOUR_US = 3_600_000_000
 _FIT_UNITS = 64
 _FIT_DAYS = 7
 
@@ -103,13 +104,16 @@ class Judge:
         self._day = 0
         self._forest: Forest | None = None
         self._saved_forest: Forest | None = None
-        self._fitted_day = 0
+        self._fitted_hour: int | None = None
+        self._blind: list[tuple[int, int]] = []
         self._is_changed = False
+        self.judged = 0
         self._kept: dict[str, tuple[int | None, dict[int, _Mark]]] = {}
         memory = memory or {}
         if "marks" in memory:
             kept = json.loads(memory["marks"])
-            self._fitted_day = kept["fitted_day"]
+            self._fitted_hour = kept["fitted_hour"]
+            self._blind = [(start, end) for start, end in kept["blind"]]
             for unit, (live_since, marks) in kept["units"].items():
                 self._kept[unit] = live_since, {int(step): _Mark(*mark) for step, mark in marks.items()}
         if "forest" in memory:
@@ -120,9 +124,12 @@ class Judge:
         return cutoff_us // DAY_US * DAY_US - HORIZON_US
 
     def restore(self, counts: Iterable[Count], cutoff_us: int) -> None:
-        """Take the counts of every record ingested before ``cutoff_us``, once, before the first ``advance``."""
+        """Take counts of records ingested before ``cutoff_us``: all of them, in any parts, before ``advance``."""
         self._day = cutoff_us // DAY_US
         self._add(counts, cutoff_us, is_restored=True)
+
+    def _remember(self) -> None:
+        """Put what was kept back onto the units that were restored."""
         for name, (live_since, marks) in self._kept.items():
             unit = self._units.get(name)
             if unit is not None:
@@ -130,6 +137,11 @@ class Judge:
                 for step, mark in marks.items():
                     self._set_mark(unit, step, mark)
         self._kept = {}
+
+    def blind(self, start_us: int, end_us: int) -> None:
+        """Say that nothing could arrive meanwhile, so that it is not taken for silence."""
+        self._blind.append((start_us // self.grid.step_us, end_us // self.grid.step_us + 1))
+        self._is_changed = True
 
     def is_idle(self, cutoff_us: int) -> bool:
         """Return whether no window is due at this tick."""
@@ -140,11 +152,14 @@ class Judge:
         out = {}
         if self._is_changed:
             units = {
-                name: (unit.live_since, {step: (m.start, m.kind, m.is_raised) for step, m in sorted(unit.marks.items())})
+                name: (
+                    unit.live_since,
+                    {step: (m.start, m.kind, m.is_raised) for step, m in sorted(unit.marks.items())},
+                )
                 for name, unit in sorted(self._units.items())
                 if unit.marks or unit.live_since is not None
             }
-            kept = {"fitted_day": self._fitted_day, "units": units}
+            kept = {"fitted_hour": self._fitted_hour, "blind": self._blind, "units": units}
             out["marks"] = json.dumps(kept, separators=(",", ":")).encode()
             self._is_changed = False
         if self._forest is not self._saved_forest and self._forest is not None:
@@ -164,21 +179,29 @@ class Judge:
         return {name: learn(unit.series, step, self.grid).is_learning for name, unit in sorted(self._units.items())}
 
     def prepare(self, cutoff_us: int) -> None:
-        """Do what the tick after ``cutoff_us`` would otherwise wait for: the daily fit of the forest."""
-        day = cutoff_us // DAY_US
-        if day <= self._fitted_day or self._day == 0:
+        """Do what the tick after ``cutoff_us`` would otherwise wait for: a fit of the forest.
+
+        Once a day; every hour until there is enough to fit the first.
+        """
+        hour = cutoff_us // _HOUR_US
+        last = self._fitted_hour
+        if last is None or hour == last or (self._forest is not None and hour // 24 == last // 24):
             return
-        forest = Forest.fit(self._training(day * DAY_US), seed=day)
+        forest = Forest.fit(self._training(hour * _HOUR_US), seed=hour)
         if forest is not None:
             self._forest = forest
-        self._fitted_day = day
+        self._fitted_hour = hour
         self._is_changed = True
 
-    def advance(self, delta: Iterable[Count], cutoff_us: int, *, is_blind: bool = False) -> list[Judgement]:
+    def advance(self, delta: Iterable[Count], cutoff_us: int) -> list[Judgement]:
         """Take a tick's counts and return every odd window among those judged, in order of time, then unit.
 
-        While ``is_blind``, nothing is said about silence.
+        ``judged`` counts the windows.
         """
+        if self._kept:
+            self._remember()
+        if self._fitted_hour is None:
+            self._fitted_hour = (cutoff_us - TICK_US) // _HOUR_US
         self.prepare(cutoff_us - TICK_US)
         self._trim(cutoff_us)
         touched = self._add(delta, cutoff_us)
@@ -190,12 +213,12 @@ class Judge:
             steps = _late_windows(touched[name], before) if name in touched else []
             if due > before and unit.series.last >= before - _LOOK_BACK:
                 steps.extend(range(max(before + 1, unit.series.first), due + 1))
+            self.judged += len(steps)
             if steps:
                 self._judge(name, unit, steps, out, candidates)
         self._judge_jointly(candidates, out)
-        if not is_blind:
-            for step in range(before + 1, due + 1):
-                self._judge_silence(step, out)
+        for step in range(before + 1, due + 1):
+            self._judge_silence(step, out)
         out.sort(key=lambda j: (j.window_end_us, j.unit, j.kind))
         return out
 
@@ -232,6 +255,7 @@ class Judge:
             return
         self._day = day
         before = self.horizon_us(cutoff_us) // self.grid.step_us
+        self._blind = [(start, end) for start, end in self._blind if end > before]
         for name, unit in list(self._units.items()):
             for step in [step for step in unit.marks if step < before]:
                 self._set_mark(unit, step, None)
@@ -332,11 +356,7 @@ class Judge:
         start, end = self._extent(unit, found, top, step, step + 1 - windows * STEPS_PER_WINDOW)
         kind = _kind(found, at, top) if not joint else "joint"
         self._set_mark(unit, step, _Mark(start, kind, is_raised))
-        findings = [
-            self._finding(found, i, at)
-            for i in order[:4]
-            if i == top or strengths[i] >= 0.4  # noqa: PLR2004 - weaker ones explain nothing
-        ]
+        findings = [self._finding(found, i, at) for i in order[:4] if i == top or strengths[i] >= 0.4]
         findings.sort(key=lambda f: -f.strength)
         if joint:
             findings.insert(0, Finding("joint", "score", joint, 1.0, joint, windows * self.grid.window_us))
@@ -395,7 +415,7 @@ class Judge:
                 first = series.template_first[id]
                 is_new = first >= start and first > series.first + _LOOK_BACK
                 templates.append(TemplateCount(id, total, is_new, first * grid.step_us))
-        templates.sort(key=lambda t: (not t.is_new, -t.count, t.id))
+        templates.sort(key=lambda t: (not t.is_new, -t.n, t.id))
         versions: dict[str, int] = {}
         for at in range(start, step + 1):
             for version, n in series.failing_versions.get(at, {}).items():
@@ -424,8 +444,8 @@ class Judge:
         low = step + 1 - _SERIES_STEPS
         counts = series.part(low, step + 1)
         if found is not None:
-            rate = found.rates[1 if channel == 2 else 0]  # noqa: PLR2004 - the warnings' channel
-            observed = counts[Row.WARNINGS if channel == 2 else Row.ERRORS]  # noqa: PLR2004
+            rate = found.rates[1 if channel == 2 else 0]
+            observed = counts[Row.WARNINGS if channel == 2 else Row.ERRORS]
             expected = np.full(_SERIES_STEPS, rate.p) if rate.by_time else rate.p * counts[Row.RECORDS]
         else:
             observed = counts[Row.ALL]
@@ -433,7 +453,8 @@ class Judge:
             expected = np.full(_SERIES_STEPS, float(past.mean()))
         us = self.grid.step_us
         return tuple(
-            ((low + i) * us, float(k), round(float(mu), 3)) for i, (k, mu) in enumerate(zip(observed, expected, strict=True))
+            ((low + i) * us, float(k), round(float(mu), 3))
+            for i, (k, mu) in enumerate(zip(observed, expected, strict=True))
         )
 
     # Silence ---------------------------------------------------------------------------------------------------------
@@ -462,7 +483,7 @@ class Judge:
         for name, one in quiet.items():
             others = expected - one.expected
             lively = np.minimum((k - one.k * (one.expected > 0) + 1) / np.maximum(others, 1), 1)
-            s, scale = silence(one, np.where(others >= 5, lively, 1.0))  # noqa: PLR2004 - fewer tell nothing
+            s, scale = silence(one, np.where(others >= 5, lively, 1.0))
             strength = s / CUTS["silence"]
             unit = self._units[name]
             if strength < 1 or (step in unit.marks and unit.marks[step].is_raised):
@@ -479,7 +500,7 @@ class Judge:
         if base.is_learning or unit.live_since is None:
             zero = np.zeros(len(SILENCE_WINDOWS))
             return Lull(zero, zero, zero + 1, 1.0)
-        return lull(unit.series, base, step, unit.live_since, self.grid)
+        return lull(unit.series, base, step, unit.live_since, self.grid, self._blind)
 
     def _hold_silence(self, name: str, unit: _Unit, step: int, previous: _Mark, out: list[Judgement]) -> None:
         """A unit that fell silent stays so until its records return, for a day at most."""
@@ -496,9 +517,7 @@ class Judge:
         self, name: str, unit: _Unit, start: int, step: int, strength: float, findings: list[Finding]
     ) -> Judgement:
         where = (start, step + 1, step)
-        return self._judgement(
-            name, unit, where, strength, "silence", bool(findings), True, findings, None, _SILENCE
-        )
+        return self._judgement(name, unit, where, strength, "silence", bool(findings), True, findings, None, _SILENCE)
 
     # The forest ------------------------------------------------------------------------------------------------------
 
@@ -573,4 +592,3 @@ class Engine:
         """Take one tick's counts; return how incidents changed. ``judgements`` has the tick's odd windows."""
         self.judgements = self.judge.advance(delta, cutoff_us)
         return self.incidents.apply(self.judgements, cutoff_us, self._describe)
-

@@ -54,9 +54,9 @@ def amount(value: float) -> str:
     >>> [amount(n) for n in (0, 0.04, 0.8, 42, 1234.5)]
     ['0', 'under 0.1', '0.8', '42', '1234']
     """
-    if value >= 10 or value == int(value):  # noqa: PLR2004
+    if value >= 10 or value == int(value):
         return str(int(value))
-    return "under 0.1" if value < 0.1 else f"{value:.1f}"  # noqa: PLR2004
+    return "under 0.1" if value < 0.1 else f"{value:.1f}"
 
 
 def span(us: int) -> str:
@@ -66,7 +66,7 @@ def span(us: int) -> str:
     ('5 min', '30 s', '90 min')
     """
     seconds = us // 1_000_000
-    return f"{seconds // 60} min" if seconds >= 60 and seconds % 60 == 0 else f"{seconds} s"  # noqa: PLR2004
+    return f"{seconds // 60} min" if seconds >= 60 and seconds % 60 == 0 else f"{seconds} s"
 
 
 def sentence(finding: Finding) -> str:
@@ -103,4 +103,4 @@ def title(unit: str, findings: Iterable[Finding], templates: Iterable[TemplateCo
     if top is None or top.id not in texts:
         return head
     line = " ".join(texts[top.id].split())
-    return f"{head}; {'new' if top.is_new else 'mostly'}: {line[:120]}{'…' if len(line) > 120 else ''}"  # noqa: PLR2004
+    return f"{head}; {'new' if top.is_new else 'mostly'}: {line[:120]}{'…' if len(line) > 120 else ''}"

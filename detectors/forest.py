@@ -17,7 +17,7 @@ import hashlib
 import io
 
 import numpy as np
-from sklearn.ensemble import IsolationForest  # type: ignore[import-untyped]
+from sklearn.ensemble import IsolationForest
 
 from detectors.base import CHANNELS
 from detectors.windows import BoolArray, FloatArray
@@ -62,7 +62,7 @@ class Forest:
     def may_raise(strengths: FloatArray) -> BoolArray:
         """Return which windows, ``strengths`` being (channels, windows), stir in two ways; errors are one way."""
         ways = np.sort(np.vstack([strengths[:2].max(axis=0), strengths[2:]]), axis=0)
-        may: BoolArray = (ways[-1] >= 0.6) & (ways[-2] >= 0.4)  # noqa: PLR2004
+        may: BoolArray = (ways[-1] >= 0.6) & (ways[-2] >= 0.4)
         return may
 
     def strengths(self, rows: FloatArray) -> FloatArray:

@@ -99,7 +99,7 @@ class Incident:
 
     def odd_templates(self) -> list[TemplateCount]:
         """Return the templates, new ones first, then the most frequent."""
-        return sorted(self.templates.values(), key=lambda t: (not t.is_new, -t.count, t.id))
+        return sorted(self.templates.values(), key=lambda t: (not t.is_new, -t.n, t.id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,9 @@ class Incidents:
             return False
         # A task and the rest of its service are one program.
         is_same_kind = judgement.kind == incident.kind or (is_error and "service:" in f"{unit} {judgement.unit}")
-        return is_same_kind and abs(judgement.start_us - member.start_us) <= _SAME_SERVICE_WINDOWS * self._grid.window_us
+        return (
+            is_same_kind and abs(judgement.start_us - member.start_us) <= _SAME_SERVICE_WINDOWS * self._grid.window_us
+        )
 
     def _open(self, judgement: Judgement, cutoff_us: int) -> Incident:
         seed = f"{self._tenant}\0{judgement.unit}\0{judgement.start_us}\0{judgement.end_us}\0{cutoff_us}"
@@ -276,7 +278,7 @@ class Incidents:
         incident.is_notified = incident.is_notified or judgement.end_us > cutoff_us - DAY_US
         for template in judgement.templates:
             old = incident.templates.get(template.id)
-            if old is None or old.count < template.count:
+            if old is None or old.n < template.n:
                 incident.templates[template.id] = template._replace(
                     is_new=template.is_new or (old is not None and old.is_new)
                 )

@@ -19,6 +19,7 @@ Not here: what is normal (baseline.py), when an odd window is a ticket (engine.p
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ class Evaluation:
         """Take over where ``s`` is the strangest so far, and return where."""
         if windows <= SHORT_WINDOWS:
             np.maximum(self.short, s, out=self.short)
-        better = s > self.surprise[channel]
+        better: BoolArray = s > self.surprise[channel]
         if better.any():
             self.surprise[channel][better] = s[better]
             self.k[channel][better] = k[better]
@@ -97,7 +98,7 @@ def evaluate(series: Series, base: Baseline, low: int, high: int) -> Evaluation:
     )
     counts = series.part(low - LOOK_BACK, high)
     errors = int(counts[Row.ERRORS].sum())
-    if errors >= 2:  # noqa: PLR2004 - one error is never odd
+    if errors >= 2:
         _errors(out, base, counts)
         if errors >= _MIN_NEW:
             _templates(out, series, base, counts)
@@ -193,8 +194,10 @@ class Lull(NamedTuple):
     clump: float
 
 
-def lull(series: Series, base: Baseline, step: int, live_since: int, grid: Grid) -> Lull:
-    """Return what silence is judged by, for the window named by ``step``.
+def lull(
+    series: Series, base: Baseline, step: int, live_since: int, grid: Grid, blind: Iterable[tuple[int, int]]
+) -> Lull:
+    """Return what silence is judged by, for the window named by ``step``; ``blind`` are steps that say nothing.
 
     Expected is the same time of past clean days, at today's level, or else the level just before.
     A unit counts as live when records came on time for two such spans before, so that history sent
@@ -210,6 +213,10 @@ def lull(series: Series, base: Baseline, step: int, live_since: int, grid: Grid)
     starts = [step + 1 - 3 * longest - j * day for j in range(max(days, 0) + 1)]
     n = np.array([series.part(start, start + 3 * longest)[Row.ALL] for start in starts], np.float64)
     odd = np.array([series.odd_part(start, start + 3 * longest) for start in starts])
+    for begin, end in blind:
+        for row, start in enumerate(starts):
+            odd[row, max(begin - start, 0) : max(end - start, 0)] = True
+        live_since = max(live_since, end)  # nobody was live meanwhile
     weights = 0.8 ** np.arange(len(starts) - 1)
     for index, windows in enumerate(SILENCE_WINDOWS):
         length = windows * STEPS_PER_WINDOW
@@ -232,7 +239,7 @@ def lull(series: Series, base: Baseline, step: int, live_since: int, grid: Grid)
                 continue
             expected[index] = usual * min((level + 5) / (usual_before + 5), 1.2)
             doubt[index] = 0.01 + base.clump / (float(past[:, -length:].sum()) + 0.5)
-        elif level >= 10:  # noqa: PLR2004 - fewer tell nothing about the rate
+        elif level >= 10:
             expected[index] = level
             doubt[index] = 0.01 + base.clump / (2 * level + 0.5)
     return Lull(k / base.clump, expected / base.clump, doubt, base.clump)

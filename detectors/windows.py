@@ -11,6 +11,7 @@ Not here: what is normal (baseline.py), what is odd (signals.py).
 from __future__ import annotations
 
 from enum import IntEnum
+
 import numpy as np
 import numpy.typing as npt
 
@@ -69,7 +70,7 @@ class Series:
         """Add one count; dimensions that are not used are ignored."""
         self._cover(step)
         column = step - self.base
-        n = count.count
+        n = count.n
         match count.dimension:
             case "level":  # every record has one
                 self.counts[Row.ALL, column] += n
@@ -233,7 +234,7 @@ class Series:
                 recent = {step: n for step, n in steps.items() if step >= before}
                 if recent:
                     kept.setdefault(block, {})[id] = recent
-                    self.template_first[id] = min(min(recent), self.template_first.get(id, self.last))
+                    self.template_first[id] = min(*recent, self.template_first.get(id, self.last))
         self.templates = kept
         self.failing_versions = {step: v for step, v in self.failing_versions.items() if step >= before}
         busy = np.flatnonzero(self.counts[Row.ALL])
@@ -249,4 +250,5 @@ def sliding(values: IntArray, lead: int, length: int) -> IntArray:
     """
     cumulative = np.zeros((*values.shape[:-1], values.shape[-1] + 1), np.int64)
     np.cumsum(values, axis=-1, out=cumulative[..., 1:])
-    return cumulative[..., lead + 1 :] - cumulative[..., lead + 1 - length : cumulative.shape[-1] - length]
+    sums: IntArray = cumulative[..., lead + 1 :] - cumulative[..., lead + 1 - length : cumulative.shape[-1] - length]
+    return sums

@@ -139,3 +139,16 @@ def stored_id(tenant: str, event_id: str) -> str:
     True
     """
     return hashlib.blake2b(f"{tenant}\0{event_id}".encode(), digest_size=16).hexdigest()
+
+
+def flatten(source: bytes) -> dict[str, object]:
+    """Return a record as the API shows it: flat dotted keys, each label as ``labels.KEY``.
+
+    >>> flatten(b'{"message": "hi", "labels": {"order": "17"}}')
+    {'message': 'hi', 'labels.order': '17'}
+    """
+    record: dict[str, object] = msgspec.json.decode(source)
+    labels = record.pop("labels", None)
+    if isinstance(labels, dict):
+        record.update((f"labels.{key}", value) for key, value in labels.items())
+    return record

@@ -1,5 +1,13 @@
 """Tickets: one record for people per incident, and the states it moves through. No I/O.
 
+::
+
+    open ⇄ acknowledged → resolved → open (the same trouble came back within its cool-down)
+
+People acknowledge, reopen and resolve; detection opens, updates, resolves and reopens. What
+detection finds never takes an acknowledgement away, and never wakes people for a ticket that a
+person resolved unless the trouble is new.
+
 Not here: what is anomalous (detectors/), where tickets are kept (state/), who is told (outbox.py).
 """
 
@@ -8,6 +16,8 @@ from __future__ import annotations
 from enum import Enum
 
 import msgspec
+
+from logsvc.errors import TicketConflict
 
 
 class TicketState(Enum):
@@ -104,3 +114,69 @@ class Ticket(msgspec.Struct, kw_only=True):
     resolved_at: str | None = None
     is_notified: bool = True  # false when its windows were too old on arrival
     windows: int = 1  # odd windows so far
+
+
+class TicketEvent(Enum):
+    """What detection or a person does to a ticket."""
+
+    OPENED = "opened"
+    UPDATED = "updated"
+    RESOLVED = "resolved"
+    REOPENED = "reopened"
+    ACKNOWLEDGED = "acknowledged"
+
+
+_NEXT: dict[tuple[TicketState | None, TicketEvent], TicketState] = {
+    (None, TicketEvent.OPENED): TicketState.OPEN,
+    (TicketState.OPEN, TicketEvent.UPDATED): TicketState.OPEN,
+    (TicketState.OPEN, TicketEvent.ACKNOWLEDGED): TicketState.ACKNOWLEDGED,
+    (TicketState.OPEN, TicketEvent.RESOLVED): TicketState.RESOLVED,
+    (TicketState.ACKNOWLEDGED, TicketEvent.UPDATED): TicketState.ACKNOWLEDGED,
+    (TicketState.ACKNOWLEDGED, TicketEvent.ACKNOWLEDGED): TicketState.ACKNOWLEDGED,
+    (TicketState.ACKNOWLEDGED, TicketEvent.RESOLVED): TicketState.RESOLVED,
+    (TicketState.ACKNOWLEDGED, TicketEvent.REOPENED): TicketState.OPEN,
+    # A person may have resolved it while detection still sees it.
+    (TicketState.RESOLVED, TicketEvent.UPDATED): TicketState.RESOLVED,
+    (TicketState.RESOLVED, TicketEvent.RESOLVED): TicketState.RESOLVED,
+    (TicketState.RESOLVED, TicketEvent.REOPENED): TicketState.OPEN,
+}
+
+
+def next_state(state: TicketState | None, event: TicketEvent) -> TicketState:
+    """Return the state after ``event``; None is a ticket that is not there yet.
+
+    Raises:
+        TicketConflict: If the state does not allow it.
+
+    >>> next_state(TicketState.RESOLVED, TicketEvent.REOPENED)
+    <TicketState.OPEN: 'open'>
+    """
+    try:
+        return _NEXT[state, event]
+    except KeyError:
+        now = "not there" if state is None else state.value
+        allowed = sorted(e.value for s, e in _NEXT if s is state)
+        raise TicketConflict(
+            f"the ticket is {now}, so it cannot be {event.value}; it can be {', '.join(allowed)}"
+        ) from None
+
+
+def severity_of(kind: str, strength: float, failing: float, tasks: int) -> Severity:
+    """Return how bad an incident is.
+
+    Args:
+        kind: What was odd most of all, as in ``Ticket.kind``.
+        strength: 1 is where a ticket is due.
+        failing: Share of the records that are errors, 0…1; 1 for silence.
+        tasks: How many tasks it touches.
+
+    >>> severity_of("error_burst", 4, 0.6, 1), severity_of("latency", 1.1, 0, 1)
+    (<Severity.HIGH: 'high'>, <Severity.LOW: 'low'>)
+    """
+    if kind in {"latency", "level_mix", "joint"}:
+        return Severity.MEDIUM if strength >= 2 else Severity.LOW
+    if strength >= 2 and failing >= 0.2 and tasks >= 3:
+        return Severity.CRITICAL
+    if failing >= 0.2 or tasks >= 3 or strength >= 6:
+        return Severity.HIGH
+    return Severity.MEDIUM

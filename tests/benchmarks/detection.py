@@ -88,7 +88,9 @@ def _ticks(path: Path) -> Iterator[tuple[int, list[Count], dict[tuple[str, str],
                     last = [line for line in stack.splitlines() if line and not line.startswith((" ", "\t"))]
                     error_type, _, error_message = last[1].partition(": ") if len(last) > 1 else ("", "", "")
                 template, text = (
-                    exception_fingerprint(message, error_type, error_message or "") if error_type else fingerprint(message)
+                    exception_fingerprint(message, error_type, error_message or "")
+                    if error_type
+                    else fingerprint(message)
                 )
                 counts[unit, step, "template", template] += 1
                 samples.setdefault(
@@ -157,11 +159,11 @@ def main() -> None:
     args = parser.parse_args()
     begin = time.perf_counter()
     flags = replay(args.directory / "logs.ndjson.gz")
-    print(f"{len(flags)} flags in {time.perf_counter() - begin:.1f} s")  # noqa: T201
+    print(f"{len(flags)} flags in {time.perf_counter() - begin:.1f} s")
     args.output.write_text(json.dumps(flags))
     if args.score:
         command = [sys.executable, str(args.score), str(args.directory / "truth.json"), str(args.output)]
-        subprocess.run(command, check=True)  # noqa: S603
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

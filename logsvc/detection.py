@@ -1,0 +1,689 @@
+"""Detection: drives detectors over what is searchable, tick by tick, and turns what they find into tickets.
+
+The only module that imports ``detectors``. A thread takes the counts of each tick of
+``event.ingested`` from the store once everything before it is searchable; a spawned process does
+the mathematics, off the ingest path and off the event loop; incidents become tickets here.
+
+What always holds:
+
+- Cursor, tickets, what people hear and the detectors' memory are one transaction. After a crash,
+  of this process or the worker, the counts before the cursor are read again and everything goes on
+  as if nothing had happened: tickets are a function of the set of (record, ``event.ingested``).
+- A tick is never judged before it is complete. While that takes too long the state is blind: one
+  ticket about the service itself, which alone depends on when things happened here, and nothing
+  about silence. The same holds for the time in which the service did not run.
+- Any failure discards the tenant's session; it is rebuilt from the store and the state, with pauses.
+
+Not here: what is odd (detectors/), what people are told (outbox.py), a ticket's states (tickets.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from loguru import logger
+
+from detectors.base import DETECTOR_NAME, DETECTOR_VERSION, HORIZON_US, TICK_US, Count, Grid, Judgement, score_of
+from detectors.explain import names, sentence, title
+from detectors.incidents import Change, Facts, Incident, Incidents
+from logsvc.errors import LogsvcError, QueryTooExpensive, StoreUnavailable
+from logsvc.query import And, Exists, Node, Not, Range, Term, parse
+from logsvc.records import flatten
+from logsvc.settings import DetectionSettings
+from logsvc.state import Blob
+from logsvc.store import Dimension, Order, Span, Store
+from logsvc.tickets import (
+    Evidence,
+    Fingerprint,
+    Point,
+    Severity,
+    Ticket,
+    TicketEvent,
+    TicketState,
+    Version,
+    Window,
+    next_state,
+    severity_of,
+)
+from logsvc.timestamps import Clock, format_us, system_clock
+
+_DIMENSIONS = frozenset({Dimension.LEVEL, Dimension.TEMPLATE, Dimension.DURATION, Dimension.VERSION_ERROR})
+_DAY_US = 86_400_000_000
+_BLIND_AFTER_US = 60_000_000
+_WAIT_S = 10.0
+_MAX_PAUSE_S = 30.0
+_SAMPLES = 5
+_FINGERPRINTS = 5
+_WORKER_TIMEOUT_S = 120.0
+_SELF = "service"
+_MEMORY_VERSION = "1"
+
+
+class Searchable(Protocol):
+    """Says when records are complete."""
+
+    def searchable_before(self, us: int, timeout_s: float) -> bool:
+        """Wait until every record with ``event.ingested`` below ``us`` is found; False if that takes longer."""
+        ...
+
+
+class DetectionState(Protocol):
+    """Where cursor, tickets and memory are kept; ``state.State`` is the real one."""
+
+    def checkpoint(self, tenant: str) -> int | None: ...
+    def checkpoints(self) -> dict[str, int]: ...
+    def blobs(self, tenant: str) -> dict[str, Blob]: ...
+    def get_ticket(self, tenant: str, id: str) -> Ticket | None: ...
+    def commit_tick(
+        self,
+        tenant: str,
+        cursor_us: int,
+        *,
+        now_us: int,
+        tickets: Iterable[Ticket] = (),
+        events: Iterable[tuple[str, Ticket]] = (),
+        blobs: Mapping[str, Blob | None] = {},
+    ) -> None: ...
+
+
+class WorkerGone(LogsvcError):
+    """The process that judges ended or does not answer; a new one takes over."""
+
+
+class Detection:
+    """Judges every tenant's windows from ``open`` to ``close``.
+
+    Args:
+        store: Where counts and samples are read.
+        pipeline: Says when a tick is complete.
+        state: Where everything that must outlive the process is kept.
+        settings: Window and grace.
+        clock: The time, for ticks.
+        on_change: Called after a commit that has something for people.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pipeline: Searchable,
+        state: DetectionState,
+        settings: DetectionSettings,
+        *,
+        clock: Clock = system_clock,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._pipeline = pipeline
+        self._state = state
+        self._clock = clock
+        self._on_change = on_change
+        self._grid = Grid(_us(settings.window), _us(settings.grace))
+        self._worker = _Worker()
+        self._sessions: dict[str, _Session] = {}
+        self._thread = threading.Thread(target=self._run, name="detection", daemon=True)
+        self._woken = threading.Event()
+        self._closing = threading.Event()
+        self._opened_us = 0
+        self._done_us: int | None = None
+        self._complete_us = 0
+        self._is_blind = False
+        self._has_seen = False
+        self._tick_s = 0.0
+        self._windows = 0
+
+    def open(self) -> None:
+        """Start judging."""
+        self._opened_us = self._complete_us = self._clock()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the tick at hand; idempotent."""
+        self._closing.set()
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=_WORKER_TIMEOUT_S)
+        self._worker.close()
+
+    def wake(self) -> None:
+        """Look at the clock now rather than at the next tick."""
+        self._woken.set()
+
+    def metrics(self) -> dict[str, Callable[[], float]]:
+        """Return readers of the metrics of detection, by name."""
+        return {
+            "detection_cursor_lag_seconds": self._lag_s,
+            "detection_is_blind": lambda: float(self._is_blind),
+            "detection_windows_total": lambda: float(self._windows),
+            "detection_tick_seconds": lambda: self._tick_s,
+        }
+
+    def _lag_s(self) -> float:
+        return float("inf") if self._done_us is None else max(0.0, (self._clock() - self._done_us) / 1e6)
+
+    # The thread ------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        pause_s = 0.0
+        while not self._closing.is_set():
+            try:
+                self._turn()
+                pause_s = 0.0
+            except (LogsvcError, OSError) as exc:
+                pause_s = min(max(1.0, 2 * pause_s), _MAX_PAUSE_S)
+                logger.warning("detection: {}: {}; trying again in {:.0f} s", type(exc).__name__, exc, pause_s)
+                self._sessions.clear()
+            except Exception:  # noqa: BLE001 - one tenant's trouble must not end detection for good
+                pause_s = min(max(1.0, 2 * pause_s), _MAX_PAUSE_S)
+                logger.exception("detection: unexpected; trying again in {:.0f} s", pause_s)
+                self._sessions.clear()
+            if self._closing.is_set():
+                return
+            left_s = (TICK_US - self._clock() % TICK_US) / 1e6
+            self._woken.wait(max(pause_s, min(left_s, TICK_US / 1e6)))
+            self._woken.clear()
+
+    def _turn(self) -> None:
+        """Judge every tenant through the last tick, if all of it is searchable."""
+        target = self._clock() // TICK_US * TICK_US
+        if self._done_us is not None and target <= self._done_us:
+            return
+        if not self._pipeline.searchable_before(target, _WAIT_S):
+            self._note_blind()
+            return
+        self._complete_us = max(self._complete_us, target)
+        try:
+            tenants = sorted({*self._store.tenants(), *self._state.checkpoints()})
+            for tenant in tenants:
+                self._catch_up(tenant, target)
+        except StoreUnavailable:
+            self._note_blind()
+            raise
+        self._done_us = target
+        self._note_sight(tenants, target)
+
+    def _catch_up(self, tenant: str, target_us: int) -> None:
+        session = self._sessions.get(tenant)
+        if session is None:
+            session = self._sessions[tenant] = self._session(tenant, target_us)
+        try:
+            for cutoff_us in self._ticks(session, target_us):
+                begun = time.perf_counter()
+                self._tick(session, cutoff_us)
+                self._tick_s = time.perf_counter() - begun
+                if self._closing.is_set():
+                    return
+        except BaseException:
+            # What the worker or the incidents took in may be ahead of what was kept.
+            self._sessions.pop(tenant, None)
+            raise
+
+    def _ticks(self, session: _Session, target_us: int) -> Iterable[int]:
+        """Yield the ticks after the cursor that have records or something due, rising."""
+        cursor = session.cursor_us
+        # Look far ahead first: a night without records costs a few queries, not thousands.
+        reach = target_us - cursor
+        while cursor < target_us:
+            reach = min(reach, target_us - cursor)
+            while reach > TICK_US and self._has_records(session.tenant, cursor, cursor + reach):
+                reach = max(reach // 2 // TICK_US * TICK_US, TICK_US)
+            session.is_empty = reach > TICK_US
+            end = cursor + reach
+            for cutoff in range(cursor + TICK_US, end + 1, TICK_US):
+                if cutoff == end or not session.is_idle(cutoff):
+                    yield cutoff
+            cursor = end
+            reach *= 2
+
+    def _has_records(self, tenant: str, low_us: int, high_us: int) -> bool:
+        page = self._store.search(
+            tenant, Range("event.ingested", low_us, high_us, includes_high=False), limit=1, timeout_s=30
+        )
+        return bool(page.hits)
+
+    def _tick(self, session: _Session, cutoff_us: int) -> None:
+        counts = [] if session.is_empty else self._counts(session.tenant, Span(cutoff_us - TICK_US, cutoff_us))
+        if not counts and session.is_idle(cutoff_us) and cutoff_us - session.kept_us < 12 * TICK_US:
+            session.cursor_us = cutoff_us  # nothing to keep: after a crash it is skipped again
+            return
+        judgements, memory, model, judged = self._worker.advance(session.tenant, counts, cutoff_us)
+        self._windows += judged
+        session.model = model
+        changes = session.incidents.apply(judgements, cutoff_us, lambda j: self._describe(session.tenant, j, cutoff_us))
+        tickets, events = self._tickets(session, changes, cutoff_us)
+        blobs: dict[str, Blob | None] = {key: Blob(_MEMORY_VERSION, value) for key, value in memory.items()}
+        if judgements or changes:
+            blobs["incidents"] = Blob(_MEMORY_VERSION, session.incidents.encode())
+        self._state.commit_tick(
+            session.tenant, cutoff_us, now_us=self._clock(), tickets=tickets, events=events, blobs=blobs
+        )
+        session.cursor_us = session.kept_us = cutoff_us
+        if events:
+            self._on_change()
+
+    # Sessions --------------------------------------------------------------------------------------------------------
+
+    def _session(self, tenant: str, target_us: int) -> _Session:
+        """Rebuild what detection knew of a tenant at its cursor."""
+        cursor = self._state.checkpoint(tenant) or self._first_tick(tenant, target_us)
+        blobs = self._state.blobs(tenant)
+        memory = {key: blob.value for key, blob in blobs.items() if blob.version == _MEMORY_VERSION}
+        incidents = Incidents(self._grid, tenant, memory.pop("incidents", None))
+        self._worker.start(tenant, self._grid, memory)
+        floor = cursor // _DAY_US * _DAY_US - HORIZON_US
+        for day in range(floor, cursor + 2 * _DAY_US, _DAY_US):
+            span = Span(day, day + _DAY_US)
+            self._worker.restore(tenant, self._counts(tenant, Span(None, cursor), span), cursor)
+        down = (cursor, self._opened_us)
+        if down[1] - down[0] > _BLIND_AFTER_US and blobs:
+            self._worker.blind(tenant, *down)
+        logger.info("detection: watches tenant {} from {}", tenant, format_us(cursor))
+        return _Session(tenant, cursor, self._grid, incidents)
+
+    def _first_tick(self, tenant: str, target_us: int) -> int:
+        """Return the tick before the tenant's first record; older than the horizon does not matter."""
+        low, high = (target_us - HORIZON_US) // TICK_US, target_us // TICK_US
+        if self._has_records(tenant, 0, low * TICK_US):
+            return low * TICK_US
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._has_records(tenant, 0, middle * TICK_US):
+                high = middle - 1
+            else:
+                low = middle
+        return low * TICK_US
+
+    def _counts(self, tenant: str, ingested: Span, span: Span = Span()) -> list[Count]:  # noqa: B008 - frozen
+        found = self._store.window_counts(
+            tenant, ingested=ingested, span=span, step_us=self._grid.step_us, dimensions=_DIMENSIONS
+        )
+        return [Count(c.unit, c.step_us, c.dimension.value, c.key, c.count) for c in found]
+
+    # Blind -----------------------------------------------------------------------------------------------------------
+
+    def _note_blind(self) -> None:
+        """Say once, after a while, that nothing can be judged."""
+        now_us = self._clock()
+        if self._is_blind or now_us - self._complete_us < _BLIND_AFTER_US + self._grid.grace_us:
+            return
+        self._is_blind = True
+        logger.error("detection is blind: records accepted since {} are not searchable", format_us(self._complete_us))
+        checkpoints = self._state.checkpoints()
+        for tenant in sorted(checkpoints)[:1]:
+            ticket = self._self_ticket(tenant, self._complete_us, now_us)
+            if self._state.get_ticket(tenant, ticket.id) is None:
+                self._keep_self(tenant, checkpoints[tenant], ticket, "anomaly.opened")
+
+    def _note_sight(self, tenants: Sequence[str], target_us: int) -> None:
+        """Everything is complete again: resolve what was said about the service itself."""
+        if not self._is_blind and self._has_seen:
+            return
+        self._is_blind, self._has_seen = False, True
+        for tenant in tenants:
+            cursor = self._state.checkpoint(tenant)
+            kept = self._state.blobs(tenant).get(_SELF)
+            if cursor is None or kept is None:
+                continue
+            ticket = self._state.get_ticket(tenant, kept.value.decode())
+            if ticket is not None and ticket.state is not TicketState.RESOLVED:
+                ticket.state = next_state(ticket.state, TicketEvent.RESOLVED)
+                ticket.resolved_at = ticket.updated_at = format_us(target_us)
+                self._keep_self(tenant, cursor, ticket, "anomaly.resolved")
+
+    def _keep_self(self, tenant: str, cursor_us: int, ticket: Ticket, event: str) -> None:
+        blob = Blob(_MEMORY_VERSION, ticket.id.encode()) if event == "anomaly.opened" else None
+        self._state.commit_tick(
+            tenant, cursor_us, now_us=self._clock(), tickets=[ticket], events=[(event, ticket)], blobs={_SELF: blob}
+        )
+        self._on_change()
+
+    def _self_ticket(self, tenant: str, since_us: int, now_us: int) -> Ticket:
+        seconds = (now_us - since_us) / 1e6
+        text = f"logsvc: records accepted since {_clock_time(since_us)} are not searchable; nothing is judged meanwhile"
+        return Ticket(
+            id="t-" + hashlib.blake2b(f"{tenant}\0self\0{since_us}".encode(), digest_size=6).hexdigest(),
+            tenant=tenant,
+            state=TicketState.OPEN,
+            severity=Severity.HIGH,
+            score=1.0,
+            kind="self",
+            title=text,
+            task=None,
+            tasks=[],
+            service="logsvc",
+            releases=[],
+            window=Window(format_us(since_us), format_us(now_us)),
+            observed=seconds,
+            expected=0.0,
+            unit="s",
+            evidence=[Evidence("blind", "s", seconds, 0.0, 1.0, text)],
+            fingerprints=[],
+            samples=[],
+            query="",
+            detector=Version("completeness", "1"),
+            model=Version("none", "none"),
+            series=[],
+            opened_at=format_us(now_us),
+            updated_at=format_us(now_us),
+        )
+
+    # Tickets ---------------------------------------------------------------------------------------------------------
+
+    def _describe(self, tenant: str, judgement: Judgement, cutoff_us: int) -> Facts:
+        """Look up what counts cannot tell: texts, service, names; from what the tick could see, and nothing later."""
+        unit = _unit_node(judgement.unit)
+        known = Range("event.ingested", None, cutoff_us, includes_high=False)
+        texts: dict[str, str] = {}
+        found: set[str] = set()
+        service: str | None = None
+        span = Span(judgement.start_us, judgement.window_end_us)
+        for template in judgement.templates[:_FINGERPRINTS]:
+            node = And((unit, known, Term("log.template.id", template.id)))
+            for record in self._records(tenant, node, span, 1):
+                service = service or _text(record, "service.name")
+                text = _text(record, "log.template.text") or _text(record, "message")
+                texts[template.id] = text or template.id
+                found |= names(record)
+        if service is None:
+            # A silent unit has nothing in its window: its last record before tells its service.
+            before = Span(None, judgement.window_end_us)
+            for record in self._records(tenant, And((unit, known)), before, 1, Order.NEWEST_FIRST):
+                service = _text(record, "service.name")
+        return Facts(service, texts, frozenset(found))
+
+    def _records(
+        self, tenant: str, node: Node, span: Span, limit: int, order: Order = Order.OLDEST_FIRST
+    ) -> list[dict[str, object]]:
+        try:
+            page = self._store.search(tenant, node, span, limit=limit, order=order)
+        except QueryTooExpensive:
+            return []
+        return [flatten(hit.source) for hit in page.hits]
+
+    def _tickets(
+        self, session: _Session, changes: Sequence[Change], cutoff_us: int
+    ) -> tuple[list[Ticket], list[tuple[str, Ticket]]]:
+        tickets: dict[str, Ticket] = {}
+        events: list[tuple[str, Ticket]] = []
+        for change in changes:
+            id = change.incident.id
+            current = tickets.get(id) or self._state.get_ticket(session.tenant, id)
+            event = TicketEvent(change.kind.value)
+            if current is not None and event is TicketEvent.OPENED:
+                event = TicketEvent.UPDATED  # told before a crash
+            elif current is None and event is not TicketEvent.OPENED:
+                event = TicketEvent.OPENED  # erased meanwhile
+            ticket = self._ticket(session, change.incident, current, cutoff_us)
+            ticket.state = next_state(current.state if current else None, event)
+            if ticket.state is TicketState.RESOLVED and ticket.resolved_at is None and current is not None:
+                ticket.resolved_at = current.resolved_at  # by a person
+            type_ = "anomaly.opened" if event is TicketEvent.REOPENED else f"anomaly.{event.value}"
+            if current is not None and ticket.is_notified and not current.is_notified:
+                type_ = "anomaly.opened"
+            tickets[id] = ticket
+            events.append((type_, ticket))
+        return list(tickets.values()), events
+
+    def _ticket(self, session: _Session, incident: Incident, current: Ticket | None, cutoff_us: int) -> Ticket:
+        units = sorted(incident.members, key=lambda unit: (incident.members[unit].start_us, unit))
+        tasks = [unit.partition(":")[2] for unit in units if unit.startswith("task:")]
+        root = incident.members[incident.root]
+        records = sum(member.records for member in incident.members.values())
+        errors = sum(member.errors for member in incident.members.values())
+        templates = incident.odd_templates()[:_FINGERPRINTS]
+        releases = [v for v, _ in sorted(incident.versions.items(), key=lambda item: (-item[1], item[0]))][:3]
+        first = incident.findings[0] if incident.findings else None
+        query = _query(incident, units, self._grid)
+        head = title(incident.root, incident.findings, templates, incident.texts)
+        others = f" (and {len(units) - 1} more)" if len(units) > 1 else ""
+        failing = 1.0 if incident.kind == "silence" else errors / records if records else 0.0
+        is_over = incident.resolved_us is not None
+        return Ticket(
+            id=incident.id,
+            tenant=session.tenant,
+            state=TicketState.OPEN,
+            severity=severity_of(incident.kind, incident.strength, failing, len(tasks)),
+            score=round(score_of(incident.strength), 4),
+            kind=incident.kind,
+            title=head.replace(":", f"{others}:", 1)
+            + f"; since {_clock_time(incident.start_us)}"
+            + (f"; release {', '.join(releases)}" if releases else ""),
+            task=tasks[0] if tasks else None,
+            tasks=tasks,
+            service=root.service,
+            releases=releases,
+            window=Window(format_us(incident.start_us), format_us(incident.end_us)),
+            observed=round(first.observed, 3) if first else 0.0,
+            expected=round(first.expected, 3) if first else 0.0,
+            unit=first.unit if first else "records",
+            evidence=[
+                Evidence(
+                    f.feature,
+                    f.unit,
+                    round(f.observed, 3),
+                    round(f.expected, 3),
+                    round(score_of(f.strength), 4),
+                    sentence(f),
+                )
+                for f in incident.findings
+            ],
+            fingerprints=[
+                Fingerprint(t.id, incident.texts.get(t.id, t.id), t.n, t.is_new, format_us(t.first_us))
+                for t in templates
+            ],
+            samples=current.samples
+            if current and is_over
+            else self._samples(session.tenant, query, incident, cutoff_us),
+            query=query,
+            detector=Version(DETECTOR_NAME, DETECTOR_VERSION),
+            model=Version("isolation-forest", session.model),
+            series=[Point(format_us(at), observed, expected) for at, observed, expected in incident.series],
+            opened_at=format_us(incident.opened_us),
+            updated_at=format_us(incident.updated_us),
+            resolved_at=None if incident.resolved_us is None else format_us(incident.resolved_us),
+            is_notified=incident.is_notified,
+            windows=incident.windows,
+        )
+
+    def _samples(self, tenant: str, query: str, incident: Incident, cutoff_us: int) -> list[dict[str, object]]:
+        """Return a few records that show it, one of each template that stood out before any second one."""
+        known = Range("event.ingested", None, cutoff_us, includes_high=False)
+        node = And((parse(query, cutoff_us), known))
+        span = Span(incident.start_us, incident.end_us)
+        samples: list[dict[str, object]] = []
+        for template in incident.odd_templates()[:_SAMPLES]:
+            samples += self._records(tenant, And((node, Term("log.template.id", template.id))), span, 1)
+        ids = {sample["event.id"] for sample in samples}
+        for record in self._records(tenant, node, span, _SAMPLES):
+            if len(samples) < _SAMPLES and record["event.id"] not in ids:
+                samples.append(record)
+        return samples[:_SAMPLES]
+
+
+class _Session:
+    """One tenant being judged: its cursor, its open incidents, and how far the state has been kept."""
+
+    def __init__(self, tenant: str, cursor_us: int, grid: Grid, incidents: Incidents) -> None:
+        self.tenant = tenant
+        self.cursor_us = self.kept_us = cursor_us
+        self.incidents = incidents
+        self.model = "none"
+        self.is_empty = False
+        self._grid = grid
+
+    def is_idle(self, cutoff_us: int) -> bool:
+        """Return whether nothing is due at this tick."""
+        due = self._grid.due_through
+        return due(cutoff_us) == due(cutoff_us - TICK_US) and not self.incidents.is_over_due(cutoff_us)
+
+
+# The worker ----------------------------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """The process that judges, started on first use and again after it ended."""
+
+    def __init__(self) -> None:
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+
+    def start(self, tenant: str, grid: Grid, memory: Mapping[str, bytes]) -> None:
+        """Begin anew with a tenant."""
+        if self._process is None or not self._process.is_alive():
+            self.close()
+            context = multiprocessing.get_context("spawn")
+            ours, theirs = context.Pipe()
+            self._process = context.Process(target=work, args=(theirs,), name="detection-worker", daemon=True)
+            self._process.start()
+            theirs.close()
+            self._pipe = ours
+        self._ask("start", tenant, grid, dict(memory))
+
+    def restore(self, tenant: str, counts: list[Count], cutoff_us: int) -> None:
+        """Hand over counts from before the cursor; in as many parts as there are."""
+        self._ask("restore", tenant, [tuple(c) for c in counts], cutoff_us)
+
+    def blind(self, tenant: str, start_us: int, end_us: int) -> None:
+        """Say that nothing could arrive meanwhile."""
+        self._ask("blind", tenant, start_us, end_us)
+
+    def advance(
+        self, tenant: str, counts: list[Count], cutoff_us: int
+    ) -> tuple[list[Judgement], dict[str, bytes], str, int]:
+        """Judge a tick; return odd windows, what must be kept, the model's version, and how many were judged."""
+        answer: tuple[list[Judgement], dict[str, bytes], str, int] = self._ask(
+            "advance", tenant, [tuple(c) for c in counts], cutoff_us
+        )
+        return answer
+
+    def _ask(self, *request: object) -> Any:
+        if self._pipe is None:
+            raise WorkerGone("the process that judges is not running")
+        try:
+            self._pipe.send(request)
+            if not self._pipe.poll(_WORKER_TIMEOUT_S):
+                raise WorkerGone(f"the process that judges gave no answer within {_WORKER_TIMEOUT_S:.0f} s")
+            ok, answer = self._pipe.recv()
+        except (EOFError, OSError) as exc:
+            self.close()
+            raise WorkerGone("the process that judges ended; a new one takes over") from exc
+        except WorkerGone:
+            self.close()
+            raise
+        if not ok:
+            raise WorkerGone(f"the process that judges failed: {answer}")
+        return answer
+
+    @property
+    def pid(self) -> int | None:
+        """Return the process's id, None if it does not run."""
+        return self._process.pid if self._process is not None else None
+
+    def close(self) -> None:
+        """End the process; it also ends by itself when this one does."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if self._process is not None:
+            self._process.join(timeout=2)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+            self._process.close()
+            self._process = None
+
+
+def work(pipe: Connection) -> None:
+    """Judge for the process at the other end of ``pipe``, until it is gone."""
+    # An interrupt in the terminal reaches the whole group; the service decides when this ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from detectors.engine import Judge
+
+    judges: dict[str, Judge] = {}
+    while True:
+        try:
+            command, tenant, *arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        answer: object = None
+        cutoff_us = None
+        try:
+            match command:
+                case "start":
+                    grid, memory = arguments
+                    judges[tenant] = Judge(grid, memory)
+                case "restore":
+                    counts, before_us = arguments
+                    judges[tenant].restore((Count(*c) for c in counts), before_us)
+                case "blind":
+                    judges[tenant].blind(*arguments)
+                case "advance":
+                    counts, cutoff_us = arguments
+                    judge = judges[tenant]
+                    before = judge.judged
+                    judgements = judge.advance((Count(*c) for c in counts), cutoff_us)
+                    answer = judgements, judge.memory(), judge.model_version, judge.judged - before
+        except Exception as exc:  # noqa: BLE001 - told to the other end, which starts over
+            judges.pop(tenant, None)
+            pipe.send((False, f"{type(exc).__name__}: {exc}"))
+            continue
+        pipe.send((True, answer))
+        if cutoff_us is not None:
+            # After the answer, so that no window waits for the daily fit.
+            judges[tenant].prepare(cutoff_us)
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+def _us(duration: timedelta) -> int:
+    return duration // timedelta(microseconds=1)
+
+
+def _text(record: Mapping[str, object], name: str) -> str | None:
+    value = record.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _clock_time(us: int) -> str:
+    return format_us(us)[11:16] + " UTC"
+
+
+def _unit_node(unit: str) -> Node:
+    kind, _, name = unit.partition(":")
+    if kind == "task":
+        return Term("task.name", name)
+    return And((Term("service.name", name), Not(Exists("task.name"))))
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _query(incident: Incident, units: Sequence[str], grid: Grid) -> str:
+    """Return the query that finds the odd records; for silence, what came before and did not come."""
+    parts = []
+    for unit in units:
+        kind, _, name = unit.partition(":")
+        if kind == "task":
+            parts.append(f"task.name:{_quoted(name)}")
+        else:
+            parts.append(f"(service.name:{_quoted(name)} AND NOT task.name:*)")
+    who = parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
+    what = {
+        "error_burst": " AND log.level:>=error",
+        "new_error": " AND log.level:>=error",
+        "joint": " AND log.level:>=warn",
+        "level_mix": " AND log.level:>=warn",
+        "latency": " AND event.duration:*",
+    }.get(incident.kind, "")
+    start = incident.start_us - (2 * grid.window_us if incident.kind == "silence" else 0)
+    return f"{who}{what} AND @timestamp:[{_quoted(format_us(start))} TO {_quoted(format_us(incident.end_us))}]"
