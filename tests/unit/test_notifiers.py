@@ -7,19 +7,24 @@ import ipaddress
 import json
 import os
 import socket
-import threading
+import ssl
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from logsvc.errors import ChannelGone, DeliveryFailed, SettingsError
 from logsvc.notifiers import MAX_WEBHOOK_BYTES, Event, FileNotifier, Notifier, WebhookNotifier, sign, webhook_body
 from logsvc.settings import Network
 from logsvc.timestamps import US_PER_S
+from tests.support.receiver import Receiver
 from tests.support.tickets import NOON_US, FakeClock, make_ticket
 
 SECRET = "whsec_" + base64.b64encode(b"new secret of 24 bytes or more").decode()
@@ -30,41 +35,6 @@ LOOPBACK: list[Network] = [ipaddress.ip_network("127.0.0.0/8")]
 def make_event(id: str = "msg_1", **changes: Any) -> Event:
     data = msgspec.to_builtins(make_ticket(**changes))
     return Event("anomaly.opened", "2026-01-31T12:00:00Z", id, data)
-
-
-class Receiver:
-    """A webhook receiver on loopback: checks each signature as Standard Webhooks says, answers as it is told."""
-
-    def __init__(self) -> None:
-        self.answers: list[tuple[int, dict[str, str]]] = []
-        self.requests: list[tuple[dict[str, str], bytes]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                receiver.requests.append(({name.lower(): value for name, value in self.headers.items()}, body))
-                status, headers = receiver.answers.pop(0) if receiver.answers else (204, {})
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/hook?team=1"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join(10)
-        self._server.server_close()
 
 
 @pytest.fixture
@@ -255,6 +225,58 @@ def test_the_request_goes_to_the_address_that_was_checked_under_the_name_that_wa
         webhook.deliver(make_event())
     assert len(receiver.requests) == 1
     webhook.close()
+
+
+def make_certificate(path: Path, name: str) -> None:
+    """Write a self-signed certificate for ``name`` and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    path.write_bytes(
+        certificate.public_bytes(encoding) + key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
+    )
+
+
+def test_tls_checks_the_configured_name_though_the_address_is_pinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem = tmp_path / "cert.pem"
+    make_certificate(pem, "hooks.test")
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    receiver = Receiver(context)
+    try:
+        for host, is_named in (("hooks.test", True), ("other.test", False)):
+            webhook = WebhookNotifier(
+                f"https://{host}:{receiver.port}/",
+                [SECRET],
+                clock=FakeClock(),
+                allow_networks=LOOPBACK,
+                resolve=lambda _host, _port: ["127.0.0.1"],
+            )
+            if is_named:
+                webhook.deliver(make_event())
+            else:
+                with pytest.raises(DeliveryFailed, match=r"(?i)certificate"):
+                    webhook.deliver(make_event())
+            webhook.close()
+        assert len(receiver.requests) == 1
+    finally:
+        receiver.close()
 
 
 @pytest.mark.parametrize(

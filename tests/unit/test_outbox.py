@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import ipaddress
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -10,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from logsvc.errors import ChannelGone, DeliveryFailed, NotFound
-from logsvc.notifiers import Event
+from logsvc.notifiers import Event, WebhookNotifier, sign
 from logsvc.outbox import SCHEDULE_S, Outbox
 from logsvc.state import Delivery, DeliveryState, State, open_state
 from logsvc.timestamps import parse_rfc3339
+from tests.support.receiver import Receiver
 from tests.support.tickets import NOON_US, FakeClock, make_ticket
 
 URL = "https://logs.example.org"
@@ -309,3 +313,36 @@ def test_what_was_not_delivered_at_the_end_is_delivered_after_the_next_start(
     assert outbox.flush(30)
     outbox.close()
     assert file.got() == [("anomaly.opened", "a")]
+
+
+def test_a_real_receiver_sees_one_id_and_a_new_timestamp_at_each_attempt(state: State, clock: FakeClock) -> None:
+    secret = "whsec_" + base64.b64encode(b"x" * 32).decode()
+    with contextlib.closing(Receiver()) as receiver:
+        receiver.answers = [(500, {}), (204, {}), (410, {})]
+        webhook = WebhookNotifier(
+            receiver.url, [secret], clock=clock, allow_networks=[ipaddress.ip_network("127.0.0.0/8")]
+        )
+        outbox = Outbox(state, [webhook], clock=clock, public_url=URL)
+        announce(state, ("anomaly.opened", "a"))
+        drain(outbox, "webhook")
+        clock.advance(6)
+        drain(outbox, "webhook")
+        (first, body), (second, again) = receiver.requests
+        assert body == again
+        assert first["webhook-id"] == second["webhook-id"] == deliveries_of(state, "a", "webhook")[0].id
+        assert int(second["webhook-timestamp"]) - int(first["webhook-timestamp"]) == 6
+        for headers in (first, second):
+            signed = sign(secret, headers["webhook-id"], int(headers["webhook-timestamp"]), body)
+            assert headers["webhook-signature"] == signed
+
+        announce(state, ("anomaly.opened", "b"))
+        drain(outbox, "webhook")
+        announce(state, ("anomaly.opened", "c"))
+        drain(outbox, "webhook")
+        assert len(receiver.requests) == 3
+        assert [deliveries_of(state, ticket, "webhook")[0].state for ticket in "abc"] == [
+            DeliveryState.DELIVERED,
+            DeliveryState.FAILED,
+            DeliveryState.FAILED,
+        ]
+        outbox.close()
