@@ -7,7 +7,7 @@ off the event loop, so that a bad one is refused alone.
 What always holds: ``index`` counts the items of a body from 0, blank lines left out; any bytes give
 items or ``BadInput``.
 
-Not here: Content-Encoding (bodies.py), what the keys mean (ingest.py).
+Not here: Content-Encoding (bodies.py), what the keys mean (drafts.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import msgspec
 
 from logsvc.errors import BadInput, BodyTooLarge
-from logsvc.ingest import Item, ItemResult, decode_item
+from logsvc.normaliser import Item, ItemResult, decode_item
 
 MAX_ITEMS = 200_000
 """Records of a body. A few bytes become a whole record, so the body's length alone is no bound."""
