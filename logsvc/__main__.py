@@ -1,0 +1,481 @@
+"""The commands: serve, and everything a person does from a terminal.
+
+Exit codes: 0 done; 1 a command's own "no"; 2 wrong input; 3 the service or the store does not
+answer; 4 no key or not allowed; 5 no such thing; 6 a setting, the schema or the data directory
+stops the start.
+
+``search``, ``tail`` and ``tickets`` talk to a running service (``LOGSVC_URL``, ``LOGSVC_API_KEY``);
+``serve``, ``keys``, ``deadletters`` and ``journal`` work on the data directory (``LOGSVC_DATA_DIR``).
+
+Modules are imported by the commands that need them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from logsvc import __version__, terminal
+from logsvc.client import Client, ClientError
+from logsvc.errors import (
+    BadInput,
+    DataDirectoryLocked,
+    LogsvcError,
+    NotFound,
+    SchemaMismatch,
+    SettingsError,
+    StoreUnavailable,
+)
+
+HELP = """Find out what broke, since when, and why we think so.
+
+Start a service with `logsvc serve`, see it work with `logsvc demo`, and ask `logsvc doctor` when
+something is off. Applications ship with `shippers.LogHandler`, `shippers.LoguruSink`, or
+`python -m shippers.agent`.
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+tickets_app = typer.Typer(help="Tickets that anomalies became.", no_args_is_help=True)
+keys_app = typer.Typer(help="Keys of the service; works on the data directory, running or not.", no_args_is_help=True)
+deadletters_app = typer.Typer(help="Records that were accepted but the store will never take.", no_args_is_help=True)
+journal_app = typer.Typer(help="The journal of accepted records.", no_args_is_help=True)
+app.add_typer(tickets_app, name="tickets")
+app.add_typer(keys_app, name="keys")
+app.add_typer(deadletters_app, name="deadletters")
+app.add_typer(journal_app, name="journal")
+
+
+class Output(Enum):
+    """How to print."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="text for people, json for programs.")]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", envvar="LOGSVC_URL", help="Address of the service.", show_default=False)
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with settings; LOGSVC_* variables win over it.")
+]
+
+
+def main() -> None:
+    """Run a command; the entry point of ``logsvc`` and ``python -m logsvc``."""
+    app()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what goes wrong into one sentence on standard error and the right exit code."""
+    try:
+        yield
+    except ClientError as exc:
+        _complain(str(exc), exc.problem)
+        raise typer.Exit(exc.exit_code) from exc
+    except (SettingsError, SchemaMismatch, DataDirectoryLocked) as exc:
+        _complain(str(exc))
+        raise typer.Exit(6) from exc
+    except LogsvcError as exc:
+        _complain(str(exc))
+        code = {BadInput: 2, StoreUnavailable: 3, NotFound: 5}
+        raise typer.Exit(next((n for kind, n in code.items() if isinstance(exc, kind)), 1)) from exc
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _complain(message: str, problem: dict[str, Any] | None = None) -> None:
+    err = terminal.console(is_error=True)
+    err.print(f"[bold red]error:[/] {_escape(message)}")
+    hint = (problem or {}).get("hint")
+    if hint:
+        err.print(f"[green]hint:[/] {_escape(str(hint))}")
+
+
+def _escape(text: str) -> str:
+    return terminal.clean(text).replace("[", r"\[")
+
+
+def _print_json(body: object) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(body), indent=2).decode() + "\n")
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        print(f"logsvc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(config: ConfigOption = None) -> None:
+    """Run the service until it is told to stop.
+
+    Settings come from `LOGSVC_*` variables or a TOML file; docs/settings.md lists them. The
+    first start makes an admin key: shown on a terminal, else written to
+    `DATA_DIR/first-admin-key`.
+    """
+    from logsvc.app import run
+    from logsvc.settings import load
+
+    with _explained():
+        raise typer.Exit(run(load(config)))
+
+
+@app.command()
+def search(
+    q: Annotated[str, typer.Argument(help="Such as: level:>=error task:billing.charge", show_default=False)] = "",
+    start: Annotated[str | None, typer.Option("--from", help="RFC 3339, or relative: now-15m.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="RFC 3339, or relative.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many records.")] = 50,
+    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Begin at the other end.")] = False,
+    url: UrlOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Find records, the newest first.
+
+    Words and "phrases" search messages and errors; `field:value`, `field:*`, `prefix*`,
+    `field:>=10`, `field:[a TO b]`, AND, OR, NOT and parentheses narrow down.
+
+    Examples: `logsvc search 'timeout AND NOT service:web' --from now-1h` ·
+    `logsvc search 'task:"billing.charge" level:>=error' -o json`
+    """
+    with _explained():
+        client = Client(url)
+        records: list[dict[str, Any]] = []
+        cursor: str | None = None
+        total: dict[str, Any] = {"value": 0, "relation": "eq"}
+        took_ms = 0
+        while len(records) < limit:
+            page = client.get(
+                "/api/v1/search",
+                **{"q": q, "from": start, "to": end, "cursor": cursor},
+                limit=min(1000, limit - len(records)),
+                order="asc" if oldest_first else "desc",
+            )
+            records.extend(page["records"])
+            total, cursor = page["total"], page["next_cursor"]
+            took_ms += page["took_ms"]
+            if cursor is None:
+                break
+        if output is Output.JSON:
+            _print_json({"records": records, "next_cursor": cursor, "total": total, "took_ms": took_ms})
+            return
+        out = terminal.console()
+        # The newest stands last, next to the prompt, as in any log.
+        for record in records if oldest_first else reversed(records):
+            out.print(terminal.record_line(record))
+        about = "at least " if total["relation"] == "gte" else ""
+        terminal.console(is_error=True).print(
+            f"[dim]{len(records)} of {about}{total['value']} records, {took_ms} ms[/]"
+            + ("" if records else "\n[dim]nothing found; try a wider --from, or fewer words[/]")
+        )
+
+
+@app.command()
+def tail(
+    q: Annotated[str, typer.Argument(help="As for search.", show_default=False)] = "",
+    url: UrlOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show records as they arrive, until Ctrl-C. With `-o json`, one JSON object a line."""
+    with _explained():
+        out = terminal.console()
+        if output is Output.TEXT:
+            terminal.console(is_error=True).print("[dim]following; Ctrl-C ends[/]")
+        with Client(url).events("/api/v1/tail", q=q) as records:
+            for record in records:
+                if output is Output.JSON:
+                    sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
+                    sys.stdout.flush()
+                else:
+                    out.print(terminal.record_line(record))
+
+
+@tickets_app.command("list")
+def tickets_list(
+    state: Annotated[str | None, typer.Option(help="open, acknowledged or resolved.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only tickets about this task.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=200)] = 50,
+    url: UrlOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """List tickets, the newest first."""
+    with _explained():
+        body = Client(url).get("/api/v1/tickets", state=state, task=task, limit=limit)
+        if output is Output.JSON:
+            _print_json(body)
+        elif body["tickets"]:
+            terminal.console().print(terminal.tickets_table(body["tickets"]))
+        else:
+            terminal.console().print("No tickets: nothing has looked wrong so far.")
+
+
+@tickets_app.command("show")
+def tickets_show(
+    id: Annotated[str, typer.Argument(help="As `tickets list` shows it.")],
+    url: UrlOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show one ticket: the burst against its baseline, the evidence, sample records."""
+    with _explained():
+        ticket = Client(url).get(f"/api/v1/tickets/{id}")
+        if output is Output.JSON:
+            _print_json(ticket)
+        else:
+            terminal.console().print(terminal.ticket_view(ticket))
+
+
+@keys_app.command("create")
+def keys_create(
+    scope: Annotated[
+        list[str], typer.Option("--scope", help="ingest, report, read, respond or admin; repeat for several.")
+    ],
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    tenant: Annotated[str | None, typer.Option(help="Whose records it reaches; LOGSVC_TENANT if missing.")] = None,
+    expires_in: Annotated[str | None, typer.Option("--expires-in", help="Such as 90d; never if missing.")] = None,
+    config: ConfigOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Make a key. It is shown once, now, and kept only as a hash.
+
+    An application that ships logs needs `--scope ingest` and no more.
+    """
+    from logsvc.keys import Scope
+    from logsvc.settings import load
+    from logsvc.timestamps import parse_duration, system_clock
+
+    with _explained():
+        settings = load(config)
+        try:
+            scopes = [Scope(text.lower()) for text in scope]
+        except ValueError as exc:
+            names = ", ".join(known.value for known in Scope)
+            raise BadInput(f"{exc}; expected one of {names}") from None
+        expires_us = None
+        if expires_in:
+            expires_us = system_clock() + round(parse_duration(expires_in).total_seconds() * 1_000_000)
+        with _keys(settings) as keys:
+            key, info = keys.create(
+                tenant=tenant or settings.tenant, name=name or "+".join(scope), scopes=scopes, expires_us=expires_us
+            )
+        if output is Output.JSON:
+            _print_json({"key": key, **msgspec.to_builtins(info)})
+            return
+        terminal.console(is_error=True).print(
+            f"[dim]{info.id}, tenant {info.tenant}, may {', '.join(info.scopes)}; shown once:[/]"
+        )
+        print(key)
+
+
+@keys_app.command("list")
+def keys_list(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
+    """List keys: what each may do, and when it was last used; never the key itself."""
+    from logsvc.settings import load
+
+    with _explained(), _keys(load(config)) as keys:
+        found = keys.list()
+        if output is Output.JSON:
+            _print_json({"keys": found})
+            return
+        rows = [
+            (
+                key.id,
+                key.name,
+                key.tenant,
+                ", ".join(key.scopes),
+                key.created_at[:10],
+                (key.last_used_at or "never")[:16].replace("T", " "),
+                "revoked" if key.revoked_at else (key.expires_at or "")[:10],
+            )
+            for key in found
+        ]
+        columns = ("ID", "Name", "Tenant", "Scopes", "Created", "Last used (UTC)", "Ends")
+        terminal.console().print(terminal.table(None, columns, rows))
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    id: Annotated[str, typer.Argument(help="As `keys list` shows it.")], config: ConfigOption = None
+) -> None:
+    """Make a key useless, in a running service within seconds."""
+    from logsvc.settings import load
+
+    with _explained(), _keys(load(config)) as keys:
+        keys.revoke(id)
+        terminal.console().print(f"revoked {terminal.clean(id)}")
+
+
+@contextmanager
+def _keys(settings: Any) -> Iterator[Any]:
+    from logsvc.keys import Keys
+    from logsvc.state import open_state
+    from logsvc.timestamps import system_clock
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state = open_state(settings.state.url)
+    try:
+        yield Keys(state, system_clock)
+    finally:
+        state.close()
+
+
+@deadletters_app.command("list")
+def deadletters_list(
+    with_replayed: Annotated[bool, typer.Option("--with-replayed", help="Also those put back already.")] = False,
+    config: ConfigOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """List dead letters: when, whose, why."""
+    from logsvc.deadletters import DIRECTORY, letters
+    from logsvc.settings import load
+
+    with _explained():
+        found = letters(load(config).data_dir / DIRECTORY, with_replayed=with_replayed)
+        if output is Output.JSON:
+            fields = ("id", "time", "tenant", "reason", "is_replayed", "preview")
+            _print_json(
+                {
+                    "deadletters": [
+                        {"event.id": letter.event_id, **{name: getattr(letter, name) for name in fields}}
+                        for letter in found
+                    ]
+                }
+            )
+            return
+        rows = [
+            (letter.id, letter.time[:19].replace("T", " "), letter.tenant, letter.reason, letter.preview[:80])
+            for letter in found
+        ]
+        if rows:
+            columns = ("ID", "Time (UTC)", "Tenant", "Reason", "Record")
+            terminal.console().print(terminal.table(None, columns, rows))
+        else:
+            terminal.console().print("No dead letters: the store has taken every record.")
+
+
+@deadletters_app.command("show")
+def deadletters_show(
+    id: Annotated[str, typer.Argument(help="As `deadletters list` shows it.")], config: ConfigOption = None
+) -> None:
+    """Show one dead letter whole, as JSON."""
+    from logsvc.deadletters import DIRECTORY, find
+    from logsvc.settings import load
+
+    with _explained():
+        _print_json(find(load(config).data_dir / DIRECTORY, id))
+
+
+@deadletters_app.command("replay")
+def deadletters_replay(
+    ids: Annotated[list[str] | None, typer.Argument(help="As `deadletters list` shows them.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that were not replayed yet.")] = False,
+    config: ConfigOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Put dead letters back into the journal, once the reason is mended."""
+    from logsvc.replay import ReplayRequest
+
+    with _explained():
+        if bool(ids) == every:
+            raise BadInput(
+                "name dead letters, or give --all for all of them; `logsvc deadletters list` shows their IDs"
+            )
+        _replay(config, output, ReplayRequest(dead_letters=tuple(ids or ()), all_dead_letters=every))
+
+
+@journal_app.command("replay")
+def journal_replay(
+    directory: Annotated[Path, typer.Argument(help="Journal of a node that is gone.", exists=True, file_okay=False)],
+    config: ConfigOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Take over the records of a dead node's journal; those that the store has already stay single."""
+    from logsvc.replay import ReplayRequest
+
+    with _explained():
+        _replay(config, output, ReplayRequest(journal=str(directory.absolute())))
+
+
+def _replay(config: Path | None, output: Output, request: Any) -> None:
+    from logsvc.replay import replay
+    from logsvc.settings import load
+
+    report = replay(load(config).data_dir, request, wait_s=600)
+    if output is Output.JSON:
+        _print_json(report)
+    else:
+        print(f"{report.replayed} replayed, {report.unreadable} unreadable, {report.lost or 0} lost to damage")
+
+
+@app.command()
+def doctor(config: ConfigOption = None, url: UrlOption = None, output: OutputOption = Output.TEXT) -> None:
+    """Say what is configured, reachable, behind or wrong, and what to do about it.
+
+    Looks at the settings and the data directory, and at the running service if there is one.
+    Ends with 1 if something is wrong.
+    """
+    from logsvc.doctor import Grade, examine
+
+    with _explained():
+        findings = examine(config, url)
+        if output is Output.JSON:
+            _print_json({"findings": findings})
+        else:
+            styles = {Grade.OK: "green", Grade.WARNING: "yellow", Grade.WRONG: "bold red"}
+            marks = {Grade.OK: "ok", Grade.WARNING: "look", Grade.WRONG: "wrong"}
+            from rich.text import Text
+
+            rows = [(Text(marks[f.grade], style=styles[f.grade]), f.what, f.text, f.advice or "") for f in findings]
+            terminal.console().print(terminal.table(None, ("", "What", "Found", "What to do"), rows))
+        if any(finding.grade is Grade.WRONG for finding in findings):
+            raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    what: Annotated[
+        str, typer.Option("--break", help="What goes wrong: schema, dependency, silence or none.")
+    ] = "schema",
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Where its files go; a new temporary directory if missing.")
+    ] = None,
+    store_url: Annotated[
+        str | None, typer.Option("--store-url", help="An Elasticsearch to use in place of the embedded store.")
+    ] = None,
+) -> None:
+    """See it work: an application breaks, and a ticket says what, since when and why.
+
+    Starts a service of its own on a free port, and real programs that log to it. With `CI` set it
+    ends by itself, with 0 only if exactly the right tickets opened.
+    """
+    import tempfile
+
+    from logsvc.demo import Break, run
+
+    with _explained():
+        try:
+            chosen = Break(what)
+        except ValueError:
+            raise BadInput(f"--break {what}: expected one of {', '.join(kind.value for kind in Break)}") from None
+        place = directory or Path(tempfile.mkdtemp(prefix="logsvc-demo-"))
+        place.mkdir(parents=True, exist_ok=True)
+        raise typer.Exit(run(chosen, place.absolute(), store_url=store_url))
+
+
+if __name__ == "__main__":
+    main()

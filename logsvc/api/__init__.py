@@ -1,0 +1,58 @@
+"""The HTTP API: one application over the service's parts.
+
+Every answer about something wrong is one RFC 9457 problem (problems.py); every route but
+``/healthz`` and ``/readyz`` needs a key (auth.py); the key's tenant is the only tenant that a
+request can reach.
+
+Not here: how records are accepted (ingest.py), found (store/) or judged (detection.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import FastAPI, Request
+from fastapi.responses import RedirectResponse, Response
+
+from logsvc import __version__
+from logsvc.api import health, ingest, problems, records, tickets
+from logsvc.api.services import Services
+from logsvc.errors import NotFound
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+DESCRIPTION = """\
+Ship logs, search them, read the tickets that anomalies became.
+
+Every request carries a key: `Authorization: Bearer KEY`, or Basic with the key as the password.
+Errors are `application/problem+json` (RFC 9457). Times are RFC 3339 in UTC; `from` and `to` also
+take relative times such as `now-15m`.
+"""
+
+
+def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
+    """Return the application over ``services``; ``lifespan`` opens and closes them around it."""
+    api = FastAPI(
+        title="logsvc",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere; the schema is at /openapi.json
+        redoc_url=None,
+        openapi_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    api.state.services = services
+    problems.install(api)
+    for module in (ingest, records, tickets, health):
+        api.include_router(module.router)
+
+    @api.get("/", include_in_schema=False)
+    def root(request: Request) -> Response:
+        """Send a browser to the tickets; tell everyone else where the API is."""
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("/api/v1/tickets", status_code=307)
+        raise NotFound("nothing is served at /; the API is at /api/v1, its description at /openapi.json")
+
+    return api

@@ -1,0 +1,49 @@
+"""Health, metrics and the API's own description."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from logsvc.api.auth import Anyone, Reader
+from logsvc.api.problems import problem
+from logsvc.api.records import json_response
+from logsvc.api.services import ServicesDep
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/healthz", summary="Is the process alive?", responses={200: {"description": "It is."}})
+def healthz() -> Response:
+    """Answer as long as the process serves; needs no key."""
+    return json_response({"status": "ok"})
+
+
+@router.get(
+    "/readyz",
+    summary="Can it take and find records?",
+    responses={200: {"description": "It can."}, 503: {"description": "It can't; the problem says why."}},
+)
+def readyz(services: ServicesDep) -> Response:
+    """Answer 200 when records are accepted and the store answers; needs no key."""
+    reasons = services.why_not_ready()
+    if reasons:
+        return problem(503, "; ".join(reasons), headers={"Retry-After": "5"})
+    return json_response({"status": "ready"})
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    responses={200: {"content": {"text/plain": {"example": "store_up 1.0\n"}}}},
+)
+def metrics(services: ServicesDep, _reader: Reader) -> Response:
+    """Return the metrics of the whole service in Prometheus' text format."""
+    body, media_type = services.telemetry.render()
+    return Response(body, headers={"Content-Type": media_type})
+
+
+@router.get("/openapi.json", summary="Description of this API")
+def openapi(request: Request, _anyone: Anyone) -> Response:
+    """Return the OpenAPI document."""
+    return json_response(request.app.openapi())

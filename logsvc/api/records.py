@@ -1,0 +1,327 @@
+"""Finding records: search, count, histogram, one record, and a live tail.
+
+A cursor pins what the first page resolved (the range of time, the total), so that relative times
+and running writes neither skip nor repeat a record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from logsvc import query as language
+from logsvc.api.auth import Reader
+from logsvc.api.services import Services, ServicesDep
+from logsvc.errors import BadInput, NotFound, StoreUnavailable
+from logsvc.fields import FieldType, resolve
+from logsvc.records import flatten, stored_id
+from logsvc.store import MAX_BUCKETS, MAX_PAGE_ROWS, Hit, Order, Position, Span
+from logsvc.timestamps import Clock, format_us, parse_duration, parse_time
+
+router = APIRouter(prefix="/api/v1", tags=["records"])
+
+TAIL_POLL_S = 0.4
+TAIL_KEEPALIVE_S = 15.0
+MAX_TAILS = 100
+_NICE_INTERVALS_S = (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 7 * 86400)
+
+Q = Annotated[
+    str,
+    Query(
+        description='Words, "phrases", field:value, field:*, prefix*, field:>=10, [a TO b], AND OR NOT, parentheses. '
+        "Empty finds everything.",
+        examples=['level:>=error task:"billing.charge"', "timeout AND NOT service:web"],
+    ),
+]
+From = Annotated[
+    str | None,
+    Query(alias="from", description="Inclusive start: RFC 3339 or relative.", examples=["now-15m"]),
+]
+To = Annotated[
+    str | None,
+    Query(alias="to", description="Exclusive end: RFC 3339 or relative.", examples=["2026-01-31T12:00:00Z"]),
+]
+
+_RECORD = {
+    "@timestamp": "2026-01-31T12:00:00.123456Z",
+    "event.id": "01KG9M3V7X2N4P6R8T0V2X4Z6B",
+    "log.level": "error",
+    "message": "charge failed",
+    "service.name": "billing",
+    "task.name": "billing.charge",
+    "labels.order": "17",
+}
+
+
+class _Cursor(msgspec.Struct, array_like=True, frozen=True):
+    """Where a page ended and what the walk is bound to."""
+
+    time_us: int
+    seq: int
+    start_us: int | None
+    end_us: int | None
+    total: int
+    is_exact: bool
+    binding: bytes
+
+
+def json_response(body: object) -> Response:
+    """Return ``body`` as JSON."""
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def _example(body: object) -> dict[int | str, dict[str, Any]]:
+    return {
+        200: {"content": {"application/json": {"example": body}}},
+        400: {"description": "A parameter or the query is wrong; the problem says where."},
+        401: {"description": "No key, or an unknown one."},
+        403: {"description": "The key lacks the scope `read`."},
+    }
+
+
+def _span(start: str | None, end: str | None, clock: Clock) -> Span:
+    now_us = clock()
+    span = Span(
+        parse_time(start, now_us) if start else None,
+        parse_time(end, now_us) if end else None,
+    )
+    if span.start_us is not None and span.end_us is not None and span.start_us > span.end_us:
+        raise BadInput(f"from ({start}) lies after to ({end})")
+    return span
+
+
+def _binding(tenant: str, q: str, order: Order) -> bytes:
+    return hashlib.blake2b(f"{tenant}\0{order.value}\0{q}".encode(), digest_size=8).digest()
+
+
+def _encode(cursor: _Cursor) -> str:
+    return urlsafe_b64encode(msgspec.msgpack.encode(cursor)).decode().rstrip("=")
+
+
+def _decode(text: str, binding: bytes) -> _Cursor:
+    try:
+        raw = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        cursor = msgspec.msgpack.decode(raw, type=_Cursor)
+    except ValueError as exc:
+        raise BadInput("the cursor is not one of ours; pass next_cursor of the page before as it was") from exc
+    if cursor.binding != binding:
+        raise BadInput("the cursor belongs to another query; keep q and order as they were on the first page")
+    return cursor
+
+
+@router.get(
+    "/search",
+    summary="Search records",
+    responses=_example(
+        {"records": [_RECORD], "next_cursor": "mNMAB…", "total": {"value": 1, "relation": "eq"}, "took_ms": 3}
+    ),
+)
+def search(
+    services: ServicesDep,
+    reader: Reader,
+    q: Q = "",
+    start: From = None,
+    end: To = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_ROWS, description="Rows a page.")] = 50,
+    cursor: Annotated[str | None, Query(description="next_cursor of the page before.")] = None,
+    order: Annotated[Order, Query(description="desc: newest first.")] = Order.NEWEST_FIRST,
+) -> Response:
+    """Return one page of records, newest first by default; walk on with ``next_cursor``.
+
+    ``total.relation`` is ``eq``, or ``gte`` when the value is a lower bound.
+    """
+    started = time.perf_counter()
+    node = language.parse(q, now_us=services.clock())
+    binding = _binding(reader.tenant, q, order)
+    if cursor:
+        place = _decode(cursor, binding)
+        span = Span(place.start_us, place.end_us)
+        after: Position | None = Position(place.time_us, place.seq)
+    else:
+        place, after, span = None, None, _span(start, end, services.clock)
+    page = services.store.search(
+        reader.tenant, node, span, limit=limit, after=after, order=order, count_total=place is None
+    )
+    total = place.total if place else page.total or 0
+    is_exact = place.is_exact if place else page.is_exact
+    next_cursor = None
+    if page.next is not None:
+        next_cursor = _encode(_Cursor(*page.next, span.start_us, span.end_us, total, is_exact, binding))
+    return json_response(
+        {
+            "records": [flatten(hit.source) for hit in page.hits],
+            "next_cursor": next_cursor,
+            "total": {"value": total, "relation": "eq" if is_exact else "gte"},
+            "took_ms": round((time.perf_counter() - started) * 1000),
+        }
+    )
+
+
+@router.get("/count", summary="Count records", responses=_example({"count": 42}))
+def count(services: ServicesDep, reader: Reader, q: Q = "", start: From = None, end: To = None) -> Response:
+    """Return the exact number of hits; over all time without ``from``."""
+    node = language.parse(q, now_us=services.clock())
+    return json_response({"count": services.store.count(reader.tenant, node, _span(start, end, services.clock))})
+
+
+@router.get(
+    "/histogram",
+    summary="Count records over time",
+    responses=_example(
+        {
+            "interval": "1m",
+            "buckets": [{"start": "2026-01-31T12:00:00Z", "count": 3, "by": {"info": 2, "error": 1}}],
+        }
+    ),
+)
+def histogram(
+    services: ServicesDep,
+    reader: Reader,
+    q: Q = "",
+    start: From = None,
+    end: To = None,
+    interval: Annotated[
+        str | None, Query(description="Width of a bucket; chosen for about 60 buckets if missing.", examples=["5m"])
+    ] = None,
+    by: Annotated[str | None, Query(description="Keyword field that splits the counts.", examples=["level"])] = None,
+) -> Response:
+    """Return the buckets that hold records, oldest first; over all time without ``from``."""
+    node = language.parse(q, now_us=services.clock())
+    by_name = _keyword(by) if by else None
+    span = _span(start, end, services.clock)
+    # Without both ends the data's own ends bound the buckets.
+    first = (
+        span.start_us if span.start_us is not None else _edge(services, reader.tenant, node, span, Order.OLDEST_FIRST)
+    )
+    last = span.end_us if span.end_us is not None else _edge(services, reader.tenant, node, span, Order.NEWEST_FIRST)
+    if first is None or last is None:
+        return json_response({"interval": interval or "1m", "buckets": []})
+    width_us = _interval_us(interval) if interval else _nice_interval_us(last - first)
+    if (last - first) // width_us > MAX_BUCKETS:
+        raise BadInput(
+            f"interval={interval} makes {(last - first) // width_us} buckets of this range; at most {MAX_BUCKETS}: "
+            "take a longer interval or a shorter range"
+        )
+    buckets = services.store.histogram(reader.tenant, node, span, interval_us=width_us, by=by_name)
+    rows: list[dict[str, object]] = []
+    for bucket in buckets:
+        row: dict[str, object] = {"start": format_us(bucket.start_us), "count": bucket.count}
+        if by_name:
+            row["by"] = bucket.by
+        rows.append(row)
+    return json_response({"interval": f"{width_us // 1_000_000}s", "buckets": rows})
+
+
+def _keyword(name: str) -> str:
+    field = resolve(name)
+    if field is None:
+        raise BadInput(f"by={name}: no such field; an application's own attribute is labels.{name}")
+    if field.type not in (FieldType.KEYWORD, FieldType.KEYWORD_TEXT, FieldType.LABELS) or field.name == "labels":
+        raise BadInput(f"by={name}: {field.name} is no keyword field; take one such as log.level or labels.KEY")
+    return field.name
+
+
+def _edge(services: Services, tenant: str, node: language.Node, span: Span, order: Order) -> int | None:
+    hits = services.store.search(tenant, node, span, limit=1, order=order).hits
+    return hits[0].position.time_us if hits else None
+
+
+def _interval_us(text: str) -> int:
+    width = parse_duration(text)
+    width_us = round(width.total_seconds() * 1_000_000)
+    if width_us < 1_000:
+        raise BadInput(f"interval={text} is too short; at least 1ms")
+    return width_us
+
+
+def _nice_interval_us(length_us: int) -> int:
+    for seconds in _NICE_INTERVALS_S:
+        if length_us <= 60 * seconds * 1_000_000:
+            return seconds * 1_000_000
+    return _NICE_INTERVALS_S[-1] * 1_000_000 * (1 + length_us // (1000 * _NICE_INTERVALS_S[-1] * 1_000_000))
+
+
+@router.get("/records/{id:path}", summary="One record", responses=_example(_RECORD))
+def record(services: ServicesDep, reader: Reader, id: str) -> Response:
+    """Return the record whose ``event.id`` (or stored id) is ``id``."""
+    hit = services.store.get(reader.tenant, stored_id(reader.tenant, id)) or services.store.get(reader.tenant, id)
+    if hit is None:
+        raise NotFound(f"no record has the event.id {id[:200]!r}")
+    return json_response(flatten(hit.source))
+
+
+@router.get(
+    "/tail",
+    summary="Follow records live",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "Server-sent events: `id` is the journal's sequence, `data` one record as JSON.",
+            "content": {"text/event-stream": {"example": 'id: 17\ndata: {"message":"charge failed"}\n\n'}},
+        }
+    },
+)
+async def tail(request: Request, services: ServicesDep, reader: Reader, q: Q = "") -> Response:
+    """Stream what is accepted from now on and matches ``q``, within two seconds of its arrival."""
+    node = language.parse(q, now_us=services.clock())
+    if services.tails >= MAX_TAILS:
+        raise StoreUnavailable(f"{MAX_TAILS} tails are running, as many as are allowed; end one and try again")
+    after_seq = services.journal.last_seq
+    return StreamingResponse(
+        _follow(request, services, reader.tenant, node, after_seq),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _follow(
+    request: Request, services: Services, tenant: str, node: language.Node, after_seq: int
+) -> AsyncIterator[bytes]:
+    services.tails += 1
+    try:
+        yield b": following\n\n"
+        ahead: set[int] = set()  # sent already although beyond after_seq: a refresh ran between two looks
+        quiet_since = time.monotonic()
+        while not (services.stopping.is_set() or await request.is_disconnected()):
+            until = services.indexer.searchable_seq
+            if until > after_seq:
+                try:
+                    hits = await asyncio.to_thread(_since, services, tenant, node, after_seq)
+                except StoreUnavailable:
+                    hits = []
+                    until = after_seq
+                for hit in hits:
+                    seq = hit.position.seq
+                    if seq not in ahead:
+                        ahead.add(seq)
+                        quiet_since = time.monotonic()
+                        yield b"id: %d\ndata: %s\n\n" % (seq, msgspec.json.encode(flatten(hit.source)))
+                after_seq = until
+                ahead = {seq for seq in ahead if seq > after_seq}
+            if time.monotonic() - quiet_since > TAIL_KEEPALIVE_S:
+                quiet_since = time.monotonic()
+                yield b": still here\n\n"
+            await asyncio.sleep(TAIL_POLL_S)
+    finally:
+        services.tails -= 1
+
+
+def _since(services: Services, tenant: str, node: language.Node, after_seq: int) -> list[Hit]:
+    hits: list[Hit] = []
+    after: Position | None = None
+    while True:
+        page = services.store.search(
+            tenant, node, limit=MAX_PAGE_ROWS, after=after, order=Order.OLDEST_FIRST, min_seq=after_seq + 1
+        )
+        hits.extend(page.hits)
+        after = page.next
+        if after is None:
+            return hits

@@ -1,0 +1,369 @@
+"""App: the composition root. The only place that names a backend; everything else gets its parts.
+
+Order of opening: lock, state, store (its mapping compared), journal, indexer, ingest, detection,
+outbox, HTTP. Closing is the reverse: stop taking requests, let the journal drain into the store,
+then release.
+
+What always holds: a schema or mapping that differs stops the start, named. An Elasticsearch that
+is away at the start does not: records are taken into the journal meanwhile, nothing is indexed
+before the mapping has been compared, and a difference found then stops the service.
+
+Not here: what any part does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+from loguru import logger
+
+from logsvc import durable, replay, terminal
+from logsvc import journal as journals
+from logsvc.api import create_api
+from logsvc.api.services import Services
+from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
+from logsvc.deadletters import DeadLetters
+from logsvc.detection import Detection
+from logsvc.errors import LogsvcError, SchemaMismatch, SettingsError, StoreUnavailable
+from logsvc.indexer import CHECKPOINT, Indexer, Pipeline
+from logsvc.ingest import Ingest
+from logsvc.journal import Journal
+from logsvc.keys import Keys
+from logsvc.lock import DataDirectoryLock
+from logsvc.notifiers import make_notifiers
+from logsvc.outbox import Outbox
+from logsvc.settings import Settings
+from logsvc.state import DeliveryState, State, open_state
+from logsvc.store import Store, StoreHealth
+from logsvc.telemetry import RequestMetrics, Telemetry, configure_log
+from logsvc.tickets import TicketState
+from logsvc.timestamps import MonotonicClock, system_clock
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+EXIT_REFUSED = 6
+STORE_CHECK_EVERY_S = 2.0
+RETENTION_EVERY = timedelta(minutes=10)
+USER_KEY = "user-hash-key"
+
+
+def open_store(settings: Settings) -> Store:
+    """Return the store that the settings name."""
+    if settings.store.is_embedded:
+        from logsvc.store.embedded import EmbeddedStore
+
+        return EmbeddedStore(settings.data_dir / "index")
+    from logsvc.store.elastic import ElasticStore
+
+    return ElasticStore(settings.store.url, prefix=settings.store.prefix, retention=settings.retention.records)
+
+
+def run(settings: Settings) -> int:
+    """Serve until told to stop; return the exit code."""
+    configure_log(settings.log)
+    try:
+        return Service(settings).run()
+    except LogsvcError as exc:
+        logger.critical("the service does not start: {}", exc)
+        raise
+
+
+class Service:
+    """One running service; see the module."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = ExitStack()
+        self._server: uvicorn.Server | None = None
+        self._failure: LogsvcError | None = None
+        self._stopping = threading.Event()
+
+    def run(self) -> int:
+        """Open everything, serve, close everything.
+
+        Raises:
+            LogsvcError: If something stops the start.
+        """
+        with self._stack:
+            listener = self._listen()
+            api = self._open()
+            security = self._settings.security
+            config = uvicorn.Config(
+                api,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=True,
+                timeout_graceful_shutdown=10,
+                h11_max_incomplete_event_size=64 * 1024,
+                ssl_certfile=security.tls_cert,
+                ssl_keyfile=security.tls_key,
+            )
+            self._server = uvicorn.Server(config)
+            asyncio.run(self._serve(listener))
+        if self._failure is not None:
+            raise self._failure
+        return 0
+
+    async def _serve(self, listener: socket.socket) -> None:
+        assert self._server is not None
+        await self._server.serve(sockets=[listener])
+
+    def stop(self, failure: LogsvcError | None = None) -> None:
+        """End the service in order; ``failure`` says why if it is no wish of the operator's."""
+        self._failure = failure
+        if self._server is not None:
+            self._server.should_exit = True
+
+    # -- opening ------------------------------------------------------------------------------
+
+    def _listen(self) -> socket.socket:
+        # Bound before anything is opened: a port in use must not cost a recovery.
+        server = self._settings.server
+        try:
+            info = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            listener = socket.socket(info[0], socket.SOCK_STREAM)
+            self._stack.callback(listener.close)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(info[4])
+        except OSError as exc:
+            raise SettingsError(
+                f"cannot listen on {server.host} port {server.port}: {exc.strerror or exc}; "
+                "stop what listens there, or set LOGSVC_PORT (0 takes a free one)"
+            ) from exc
+        return listener
+
+    def _open(self) -> FastAPI:
+        settings, stack = self._settings, self._stack
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stack.enter_context(DataDirectoryLock.acquire(settings.data_dir))
+        telemetry = Telemetry()
+        notifiers = make_notifiers(settings.notify, system_clock)
+        state = open_state(settings.state.url, channels=[notifier.name for notifier in notifiers])
+        stack.callback(state.close)
+        keys = Keys(state, system_clock)
+        store = open_store(settings)
+        stack.callback(store.close)
+        is_checked = self._check_store(store)
+
+        journal = Journal.open(settings.data_dir / journals.DIRECTORY, max_bytes=settings.journal.max_bytes)
+        stack.callback(journal.close)
+        dead_letters = DeadLetters.open(settings.data_dir / DEAD_LETTERS)
+        stack.callback(dead_letters.close)
+        indexer = Indexer.open(journal, store, dead_letters, settings.data_dir / CHECKPOINT)
+        stack.callback(indexer.close)
+
+        clock = MonotonicClock(system_clock, journal.last_ingested_us)
+        ingest = Ingest(journal, user_key=_user_key(settings.data_dir), clock=clock, run=asyncio.to_thread)
+        replayer = replay.Replayer(settings.data_dir / replay.DIRECTORY, journal, dead_letters, clock)
+        replayer.start()
+        stack.callback(replayer.close)
+        pipeline = Pipeline([ingest, replayer], journal, indexer)
+        outbox = Outbox(
+            state,
+            notifiers,
+            clock=system_clock,
+            public_url=settings.server.public_url or "",
+            on_attempt=lambda channel, outcome: telemetry.count("outbox_deliveries_total", channel, outcome),
+        )
+        outbox.open()
+        stack.callback(outbox.close)
+        detection = Detection(store, pipeline, state, settings.detection, clock=system_clock, on_change=outbox.wake)
+        detection.open()
+        stack.callback(detection.close)
+        stack.callback(self._stopping.set)
+        if not is_checked:
+            self._start(lambda: self._keep_checking(store), "store-check")
+        services = Services(
+            ingest=ingest,
+            journal=journal,
+            indexer=indexer,
+            store=store,
+            state=state,
+            keys=keys,
+            telemetry=telemetry,
+            clock=system_clock,
+            public_url=settings.server.public_url or "",
+            acks_from_store=settings.server.ack == "store",
+            stopping=self._stopping,
+        )
+        expiry = _Expiry(store, settings.retention.records)
+        indexer.every(RETENTION_EVERY, expiry, "retention")
+        self._watch(services, detection, expiry)
+
+        @asynccontextmanager
+        async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
+            gaps = asyncio.create_task(self._measure_gaps(telemetry))
+            show = _show_key if sys.stderr.isatty() else None
+            if keys.create_first(settings.data_dir, settings.tenant, show) and show is None:
+                logger.info("made the first admin key; it is in {}", settings.data_dir / "first-admin-key")
+            logger.info("logsvc serves at {}, records in {}", services.public_url, store.health().name)
+            yield
+            self._stopping.set()
+            gaps.cancel()
+
+        api = create_api(services, lifespan)
+        api.add_middleware(RequestMetrics, telemetry=telemetry)
+        return api
+
+    def _check_store(self, store: Store) -> bool:
+        """Compare the store's mapping; return whether it answered."""
+        try:
+            differences = store.check_schema()
+        except StoreUnavailable as exc:
+            logger.warning("the store does not answer; records wait in the journal: {}", exc)
+            return False
+        if differences:
+            raise SchemaMismatch("the store's mapping", differences)
+        return True
+
+    def _keep_checking(self, store: Store) -> None:
+        while not self._stopping.wait(STORE_CHECK_EVERY_S):
+            try:
+                if self._check_store(store):
+                    logger.info("the store answers, and its mapping is as expected")
+                    return
+            except SchemaMismatch as exc:
+                logger.critical("{}", exc)
+                self.stop(exc)
+                return
+
+    @staticmethod
+    def _start(target: Callable[[], None], name: str) -> None:
+        threading.Thread(target=target, name=name, daemon=True).start()
+
+    # -- watching -----------------------------------------------------------------------------
+
+    @staticmethod
+    def _watch(services: Services, detection: Detection, expiry: _Expiry) -> None:
+        telemetry, ingest, journal = services.telemetry, services.ingest, services.journal
+        indexer, state, store = services.indexer, services.state, services.store
+        counters = ingest.counters
+        health = _Cached(store.health, 5.0)
+        telemetry.watch(
+            "ingest_records_total",
+            lambda: {"accepted": counters.accepted, "refused": float(sum(counters.refused.values()))},
+        )
+        telemetry.watch("ingest_refused_records_total", lambda: dict(counters.refused))
+        telemetry.watch("ingest_flagged_records_total", lambda: {"conflict": counters.flagged})
+        telemetry.watch("ingest_duplicates_total", lambda: indexer.status().duplicates_total)
+        telemetry.watch("ingest_masked_values_total", lambda: counters.redactions)
+        telemetry.watch("journal_size_bytes", lambda: journal.size_bytes)
+        telemetry.watch("journal_max_bytes", lambda: journal.max_bytes)
+        telemetry.watch("journal_records_total", lambda: counters.accepted)
+        telemetry.watch("indexer_records_total", lambda: _indexed(indexer))
+        telemetry.watch("indexer_lag_records", lambda: indexer.status().lag_records)
+        telemetry.watch("indexer_lag_seconds", lambda: indexer.status().lag_s)
+        telemetry.watch("dead_letters_total", lambda: indexer.status().dead_total)
+        telemetry.watch("store_up", lambda: float(health().is_reachable))
+        telemetry.watch("store_size_bytes", lambda: health().size_bytes or 0)
+        telemetry.watch("expired_days_total", lambda: expiry.days)
+        for name, read in detection.metrics().items():
+            telemetry.watch(name, read)
+        telemetry.watch("tickets_open", lambda: float(_open_tickets(state)))
+        telemetry.watch("outbox_pending", lambda: _outbox(state, DeliveryState.PENDING))
+        telemetry.watch("outbox_failed", lambda: _outbox(state, DeliveryState.FAILED))
+
+    async def _measure_gaps(self, telemetry: Telemetry) -> None:
+        """Measure for how long the event loop did not turn, and say so when it was long."""
+        every_s = 0.01
+        longest = _Longest()
+        telemetry.watch("event_loop_longest_gap_seconds", longest.take)
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(every_s)
+            longest.note(max(0.0, time.perf_counter() - started - every_s))
+
+
+class _Longest:
+    """The longest of what was noted since it was last taken."""
+
+    def __init__(self) -> None:
+        self._value = 0.0
+
+    def note(self, value: float) -> None:
+        self._value = max(self._value, value)
+
+    def take(self) -> float:
+        value, self._value = self._value, 0.0
+        return value
+
+
+class _Cached:
+    """The store's health, asked at most once in ``keep_s``: a scrape reads several numbers of one answer."""
+
+    def __init__(self, read: Callable[[], StoreHealth], keep_s: float) -> None:
+        self._read, self._keep_s = read, keep_s
+        self._value: StoreHealth | None = None
+        self._until = 0.0
+
+    def __call__(self) -> StoreHealth:
+        if self._value is None or time.monotonic() > self._until:
+            self._value = self._read()
+            self._until = time.monotonic() + self._keep_s
+        return self._value
+
+
+class _Expiry:
+    """Drops days past their retention; called by the indexer, which owns the store's writing."""
+
+    def __init__(self, store: Store, retention: timedelta) -> None:
+        self._store = store
+        self._retention_us = retention // timedelta(microseconds=1)
+        self.days = 0
+
+    def __call__(self) -> None:
+        dropped = self._store.expire(system_clock() - self._retention_us)
+        if dropped:
+            logger.info("dropped {} days of records past their retention", dropped)
+        self.days += dropped
+
+
+def _indexed(indexer: Indexer) -> dict[str, float]:
+    status = indexer.status()
+    return {
+        "appended": status.indexed_total,
+        "duplicate": status.duplicates_total,
+        "skipped": status.skipped_total,
+        "refused": status.dead_total,
+    }
+
+
+def _open_tickets(state: State) -> int:
+    counts = state.count_tickets()
+    return counts[TicketState.OPEN] + counts[TicketState.ACKNOWLEDGED]
+
+
+def _outbox(state: State, wanted: DeliveryState) -> dict[str, float]:
+    return {channel: count for (channel, found), count in state.count_outbox().items() if found is wanted}
+
+
+def _user_key(data_dir: Path) -> bytes:
+    """Return the key under which users are hashed; made once per data directory."""
+    path = data_dir / USER_KEY
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    durable.replace(path, secrets.token_bytes(32))
+    os.chmod(path, 0o600)
+    return path.read_bytes()
+
+
+def _show_key(key: str) -> None:
+    """Put the first admin key before the eyes of whoever sits at the terminal; it goes into no log."""
+    terminal.console(is_error=True).print(
+        f"\n[bold]First admin key[/] (shown once): [green]{key}[/]\n  export LOGSVC_API_KEY={key}\n"
+    )

@@ -1,0 +1,181 @@
+"""Terminal: how records, tickets and tables look to a person.
+
+Everything that came from a log is printed as text, never as Rich markup, and stripped of control
+characters: a log line must not move anybody's cursor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+LEVEL_STYLES = {
+    "trace": "dim",
+    "debug": "dim",
+    "info": "cyan",
+    "warn": "yellow",
+    "error": "bold red",
+    "fatal": "bold white on red",
+}
+STATE_STYLES = {"open": "bold red", "acknowledged": "yellow", "resolved": "green"}
+SEVERITY_STYLES = {"critical": "bold white on red", "high": "bold red", "medium": "yellow", "low": "green"}
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def clean(text: object) -> str:
+    """Return ``text`` without control characters (newline and tab stay)."""
+    return _CONTROL.sub("�", str(text))
+
+
+def record_line(record: Mapping[str, Any], *, with_stack: bool = True) -> Text:
+    """Return one record as a line: time, level, service, task, message; the stack below it."""
+    level = str(record.get("log.level", ""))
+    line = Text()
+    line.append(str(record.get("@timestamp", ""))[:23].replace("T", " "), style="dim")
+    line.append(f" {level.upper():<5} ", style=LEVEL_STYLES.get(level, ""))
+    line.append(clean(record.get("service.name", "")), style="magenta")
+    if record.get("task.name"):
+        line.append(f" {clean(record['task.name'])}", style="blue")
+    line.append("  " + clean(record.get("message", "")))
+    error_type = record.get("error.type")
+    if error_type and str(error_type) not in str(record.get("message", "")):
+        line.append(f"  {clean(error_type)}: {clean(record.get('error.message', ''))}", style="red")
+    if with_stack and record.get("error.stack_trace"):
+        for row in clean(record["error.stack_trace"]).rstrip().splitlines()[-6:]:
+            line.append(f"\n    {row}", style="dim")
+    return line
+
+
+def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """Return a plain table."""
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else Text(clean(cell)) for cell in row))
+    return made
+
+
+def tickets_table(tickets: Sequence[Mapping[str, Any]]) -> Table:
+    """Return tickets, one a row."""
+    return table(
+        None,
+        ("ID", "State", "Severity", "Opened (UTC)", "What"),
+        [
+            (
+                str(ticket["id"]),
+                Text(str(ticket["state"]), style=STATE_STYLES.get(str(ticket["state"]), "")),
+                Text(str(ticket["severity"]), style=SEVERITY_STYLES.get(str(ticket["severity"]), "")),
+                str(ticket["opened_at"])[:19].replace("T", " "),
+                str(ticket["title"]),
+            )
+            for ticket in tickets
+        ],
+    )
+
+
+def burst_chart(series: Sequence[Mapping[str, Any]], *, height: int = 8, width: int = 72) -> Text:
+    """Return the burst against its baseline: bars for what was seen, a line where it was expected.
+
+    >>> print(burst_chart([{"start": "2026-01-01T00:00:00Z", "observed": 4, "expected": 1}], height=2).plain)
+         4 ┤█
+           │█
+           └─
+            00:00 UTC
+    """
+    points = [(float(p["observed"]), float(p["expected"])) for p in series][-width:]
+    if not points:
+        return Text("no picture: the ticket has no series", style="dim")
+    top = max(max(point) for point in points) or 1.0
+    chart = Text()
+    for row in range(height, 0, -1):
+        has_label = row == height or (row == height // 2 and height > 4)
+        chart.append(f"{top * row / height:>6.3g} ┤" if has_label else " " * 7 + "│", style="dim")
+        for observed, expected in points:
+            fill = min(max(observed / top * height - (row - 1), 0.0), 1.0)
+            if fill > 0:
+                is_odd = observed > 2 * expected + 3
+                chart.append(_BLOCKS[max(1, round(fill * 8))], style="red" if is_odd else "cyan")
+            elif row - 1 <= expected / top * height < row:
+                chart.append("─", style="green")
+            else:
+                chart.append(" ")
+        chart.append("\n")
+    chart.append(" " * 7 + "└" + "─" * len(points) + "\n", style="dim")
+    first, last = str(series[-len(points)]["start"])[11:16], str(series[-1]["start"])[11:16]
+    axis = first if len(points) < 14 else first + last.rjust(len(points) - len(first))
+    chart.append(" " * 8 + axis + " UTC", style="dim")
+    return chart
+
+
+def ticket_view(ticket: Mapping[str, Any]) -> Group:
+    """Return one ticket, whole, for a terminal."""
+    state, severity = str(ticket["state"]), str(ticket["severity"])
+    head = Text()
+    head.append(clean(ticket["title"]), style="bold")
+    head.append("\n")
+    head.append(f" {state} ", style=STATE_STYLES.get(state, ""))
+    head.append(f" {severity} ", style=SEVERITY_STYLES.get(severity, ""))
+    head.append(f"  score {float(ticket['score']):.2f}", style="dim")
+    if not ticket.get("is_notified", True):
+        head.append("  found in old records, nobody was told", style="yellow")
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("Task", ", ".join(ticket.get("tasks") or []) or "none"),
+        ("Service", ticket.get("service") or "unknown"),
+        ("Release", ", ".join(ticket.get("releases") or []) or "unknown"),
+        ("Odd", f"{ticket['window']['start'][:19]} to {ticket['window']['end'][:19]} UTC".replace("T", " ")),
+        ("Opened", str(ticket["opened_at"])[:19].replace("T", " ") + " UTC"),
+        ("Resolved", (str(ticket["resolved_at"])[:19].replace("T", " ") + " UTC") if ticket.get("resolved_at") else ""),
+        (
+            "Judged by",
+            f"{ticket['detector']['name']} {ticket['detector']['version']}, model {ticket['model']['version']}",
+        ),
+    ):
+        if value:
+            facts.add_row(Text(name, style="dim"), Text(clean(value)))
+    parts: list[Any] = [Panel(head, box=box.ROUNDED), facts]
+    parts.append(
+        Text(
+            f"\n{float(ticket['observed']):g} {ticket['unit']}, {float(ticket['expected']):.2g} expected", style="bold"
+        )
+    )
+    parts.append(burst_chart(ticket.get("series") or []))
+    if ticket.get("evidence"):
+        rows = [
+            (e["feature"], f"{e['observed']:g}", f"{e['expected']:.2g}", f"{e['score']:.2f}", e["text"])
+            for e in ticket["evidence"]
+        ]
+        parts.append(table("Why", ("Feature", "Observed", "Expected", "Score", ""), rows))
+    if ticket.get("fingerprints"):
+        prints = [
+            (str(f["count"]), Text("new", style="bold red") if f["is_new"] else "", f["text"])
+            for f in ticket["fingerprints"]
+        ]
+        parts.append(table("What the records say", ("Count", "", "Template"), prints))
+    if ticket.get("samples"):
+        parts.append(Text("Samples\n", style="italic"))
+        parts.extend(record_line(sample) for sample in ticket["samples"][:3])
+    if ticket.get("deliveries"):
+        sent = [
+            (d["channel"], d["event_type"], d["state"], str(d["attempts"]), d.get("last_error") or "")
+            for d in ticket["deliveries"]
+        ]
+        parts.append(table("\nWho was told", ("Channel", "Event", "State", "Attempts", "Last error"), sent))
+    parts.append(Text(f"\nlogsvc search '{ticket['query']}'", style="green"))
+    if ticket.get("url"):
+        parts.append(Text(str(ticket["url"]), style="blue underline"))
+    return Group(*parts)
+
+
+def console(*, is_error: bool = False) -> Console:
+    """Return a console for standard output, or for errors."""
+    return Console(stderr=is_error, highlight=False, soft_wrap=True)

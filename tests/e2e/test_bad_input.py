@@ -1,0 +1,167 @@
+"""Bad input over HTTP: a clear error or a kept and flagged record; never a 500, and the neighbours are stored."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+
+import httpx
+import msgspec
+import pytest
+import zstandard
+
+from tests.support.service import ServiceProcess
+
+LINES = {
+    "half JSON": b'{"message":"half',
+    "not an object": b"[1,2",
+    "wrong types": b'{"message":{"a":[1]},"level":["x"],"service":7,"@timestamp":{},"task":null,"labels":"x","tags":5}',
+    "a 10 MB line": b'{"message":"' + b"x" * 10_000_000 + b'"}',
+    "many fields": b"{" + b",".join(b'"f%d":%d' % (i, i) for i in range(50_000)) + b"}",
+    "a million fields": b"{" + b",".join(b'"f%d":1' % i for i in range(1_000_000)) + b"}",
+    "nested 1,000 deep": b'{"a":' * 1_000 + b"1" + b"}" * 1_000,
+    "nested 100,000 deep": b"[" * 100_000,
+    "invalid UTF-8": b'{"message":"caf\xe9 \xff\xfe"}',
+    "NUL bytes": b'{"a\\u0000b":"x\\u0000y","message":"nul \\u0000"}',
+    "a raw NUL": b'{"message":"a\x00b"}',
+    "year 1": b'{"@timestamp":"0001-01-01T00:00:00Z","message":"d"}',
+    "year 1969": b'{"@timestamp":"1969-12-31T23:59:59Z","message":"d"}',
+    "year 9999": b'{"@timestamp":"9999-12-31T23:59:59Z","message":"d"}',
+    "not a date": b'{"@timestamp":"25/12/2024","message":"d"}',
+    "NaN": b'{"message":"n","duration_ms":NaN,"x":Infinity}',
+    "a huge number": b'{"message":"n","pid":123456789012345678901234567890,"duration_ms":1e400}',
+    "a negative duration": b'{"message":"n","duration_ms":-5}',
+    "a 70,000-character token": b'{"message":"' + b"y" * 70_000 + b'","task":"' + b"z" * 70_000 + b'"}',
+    "lone surrogates": b'{"message":"\\ud800","\\udfff":"\\udc00"}',
+    "an empty object": b"{}",
+    "dotted and nested": b'{"error":{"type":"A"},"error.type":"B","message":"m"}',
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_one_bad_line_harms_no_neighbour(shared_service: ServiceProcess, name: str) -> None:
+    mark = f"m{random.Random(name).getrandbits(60)}"
+    body = b"\n".join(
+        [b'{"message":"before %s"}' % mark.encode(), LINES[name], b'{"message":"after %s"}' % mark.encode()]
+    )
+    answer = shared_service.http.post("/api/v1/ingest", content=body)
+    assert answer.status_code == 202, answer.text
+    decoded = answer.json()
+    assert decoded["accepted"] + len(decoded["rejected"]) == 3
+    assert all(item["index"] == 1 and item["reason"] for item in decoded["rejected"])
+    shared_service.wait("the neighbours", lambda: shared_service.count(mark) == 2)
+
+
+def _zstd_bomb() -> bytes:
+    out = io.BytesIO()
+    with zstandard.ZstdCompressor().stream_writer(out, closefd=False) as writer:
+        for _ in range(200):
+            writer.write(b" " * (1 << 20))
+    return out.getvalue()
+
+
+BODIES: dict[str, tuple[bytes, str, set[int]]] = {
+    "empty": (b"", "", {400}),
+    "blank": (b" \n\n ", "", {400}),
+    "half an object": (b'{"message":', "", {400}),
+    "an empty array": (b"[]", "", {400}),
+    "a scalar": (b"42", "", {400}),
+    "binary": (bytes(range(256)) * 10, "", {400}),
+    "says gzip, is plain": (b'{"message":"x"}', "gzip", {400, 202}),
+    "says plain, is gzip": (gzip.compress(b'{"message":"x"}'), "", {400, 202}),
+    "cut gzip": (gzip.compress(b'{"message":"xyz"}' * 100)[:-20], "gzip", {400}),
+    "unknown encoding": (b'{"message":"x"}', "lzma", {415}),
+    "a gzip bomb": (gzip.compress(b"\n" * (200 << 20)), "gzip", {413}),
+    "a zstd bomb": (_zstd_bomb(), "zstd", {413}),
+    "65 MiB": (b" " * (65 << 20), "", {413}),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_bad_body_is_refused_with_a_reason(shared_service: ServiceProcess, name: str) -> None:
+    body, encoding, expected = BODIES[name]
+    headers = {"Content-Encoding": encoding} if encoding else {}
+    answer = shared_service.http.post("/api/v1/ingest", content=body, headers=headers)
+    assert answer.status_code in expected, answer.text
+    if answer.status_code != 202:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert len(answer.json()["detail"]) > 10
+    assert shared_service.http.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip", "zstd", "deflate"])
+def test_every_shape_and_encoding_of_a_body_is_understood(shared_service: ServiceProcess, encoding: str) -> None:
+    import zlib
+
+    compress = {
+        "": bytes,
+        "gzip": gzip.compress,
+        "zstd": zstandard.ZstdCompressor().compress,
+        "deflate": zlib.compress,
+    }[encoding]
+    records = [{"message": f"one {encoding}"}, {"message": f"two {encoding}"}]
+    bodies = [
+        b"\n".join(msgspec.json.encode(record) for record in records),
+        b"\r\n".join(msgspec.json.encode(record) for record in records) + b"\r\n\r\n",
+        msgspec.json.encode(records),
+        msgspec.json.format(msgspec.json.encode(records), indent=2),
+        msgspec.json.encode(records[0]),
+        msgspec.json.format(msgspec.json.encode(records[0]), indent=2),
+    ]
+    headers = {"Content-Encoding": encoding} if encoding else {}
+    counts = [
+        shared_service.http.post("/api/v1/ingest", content=compress(body), headers=headers).json()["accepted"]
+        for body in bodies
+    ]
+    assert counts == [2, 2, 2, 2, 1, 1]
+
+
+def test_chunked_bodies_are_taken(shared_service: ServiceProcess) -> None:
+    answer = shared_service.http.post("/api/v1/ingest", content=iter([b'{"message":', b'"chunked"}']))
+    assert answer.json() == {"accepted": 1, "rejected": []}
+
+
+def test_personal_data_reaches_no_disk(shared_service: ServiceProcess) -> None:
+    secrets = [
+        "ann.other@example.org",
+        "4111 1111 1111 1111",
+        "hunter2hunter2",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl",
+    ]
+    record = {
+        "message": f"mail {secrets[0]} card {secrets[1]} password={secrets[2]}",
+        "error": {"message": f"Bearer {secrets[3]}", "stack_trace": f"url https://u:{secrets[2]}@h/p"},
+        "api_key": secrets[2],
+        "note": secrets[0],
+        "event.id": "masked-1",
+    }
+    shared_service.ingest([record, {"@timestamp": f"bad {secrets[0]}", "message": "x"}])
+    shared_service.wait("the record", lambda: shared_service.count("mail") >= 1)
+    for path in shared_service.data_dir.rglob("*"):
+        if path.is_file():
+            stored = path.read_bytes()
+            for secret in secrets:
+                assert secret.encode() not in stored, f"{secret} in {path.name}"
+
+
+def test_a_dropped_connection_stores_nothing_half(shared_service: ServiceProcess) -> None:
+    import socket
+
+    host, _, port = shared_service.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as raw:
+        auth = shared_service.http.headers["Authorization"]
+        raw.sendall(
+            f"POST /api/v1/ingest HTTP/1.1\r\nHost: x\r\nAuthorization: {auth}\r\nContent-Length: 1000\r\n\r\n"
+            '{"message":"cutoff"}\n'.encode()
+        )
+    shared_service.ingest([{"message": "after the cut"}])
+    shared_service.wait("the next record", lambda: shared_service.count('"after the cut"') == 1)
+    assert shared_service.count("cutoff") == 0
+
+
+def test_the_service_answers_problems_to_wrong_methods_and_paths(shared_service: ServiceProcess) -> None:
+    for method, path, status in (("GET", "/api/v1/ingest", 405), ("GET", "/api/v1/nothing", 404), ("GET", "/x", 404)):
+        answer = httpx.request(method, shared_service.url + path, headers=dict(shared_service.http.headers))
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/problem+json"
