@@ -215,7 +215,7 @@ class Judge:
                 steps.extend(range(max(before + 1, unit.series.first), due + 1))
             self.judged += len(steps)
             if steps:
-                self._judge(name, unit, steps, out, candidates)
+                self._judge(name, unit, steps, due - self.grid.day_steps(), out, candidates)
         self._judge_jointly(candidates, out)
         for step in range(before + 1, due + 1):
             self._judge_silence(step, out)
@@ -279,25 +279,28 @@ class Judge:
     # Judging ---------------------------------------------------------------------------------------------------------
 
     def _judge(
-        self, name: str, unit: _Unit, steps: Sequence[int], out: list[Judgement], candidates: list[_Candidate]
+        self,
+        name: str,
+        unit: _Unit,
+        steps: Sequence[int],
+        yesterday: int,
+        out: list[Judgement],
+        candidates: list[_Candidate],
     ) -> None:
         """Judge the windows named by rising ``steps``, a stretch at a time, so that each sees the marks before it."""
         index = 0
-        base: Baseline | None = None
-        base_until = -1
+        hour = max(BLOCK_STEPS, self.grid.day_steps() // 24 // BLOCK_STEPS * BLOCK_STEPS)
         while index < len(steps):
             low = steps[index]
-            # A unit that is being learned looks back to the last window's edge, any other to the last block's.
-            until = low - low % BLOCK_STEPS
-            base = learn(unit.series, until, self.grid) if until != base_until or unit.series.is_dirty else base
-            assert base is not None
-            base_until = until
-            limit = until + BLOCK_STEPS
+            # What is a day old refreshes its baseline by the hour, however short windows are.
+            width = hour if low < yesterday else BLOCK_STEPS
+            until, limit = low - low % width, low - low % width + width
+            base = learn(unit.series, until, self.grid)
             if base.is_learning:
+                # It looks back to the last window's edge, for it has little else.
                 until = max(low - 2 * STEPS_PER_WINDOW + 1, unit.series.first)
-                until -= until % STEPS_PER_WINDOW
+                base = learn(unit.series, until - until % STEPS_PER_WINDOW, self.grid)
                 limit = low - low % STEPS_PER_WINDOW + STEPS_PER_WINDOW
-                base, base_until = learn(unit.series, until, self.grid), -1
             end = index
             while end < len(steps) and steps[end] < limit and steps[end] - low == end - index:
                 end += 1

@@ -114,6 +114,8 @@ def _errors(out: Evaluation, base: Baseline, counts: IntArray) -> None:
     for windows in ERROR_WINDOWS:
         length = windows * STEPS_PER_WINDOW
         n, k = sliding(counts[: Row.WARNINGS], LOOK_BACK, length).astype(np.float64)
+        if k.max() < 2:
+            continue
         expected = rate.p * (np.full(len(n), float(length)) if rate.by_time else n)
         s = surprise(k, expected, rate.dispersion(windows))
         if windows == 1:
@@ -130,6 +132,8 @@ def _warnings(out: Evaluation, base: Baseline, counts: IntArray) -> None:
     for windows in LONG_WINDOWS:
         length = windows * STEPS_PER_WINDOW
         n, _, k = sliding(counts[: Row.DURATIONS], LOOK_BACK, length).astype(np.float64)
+        if k.max() < _MIN_WARNINGS / 2:
+            continue
         expected = rate.p * (np.full(len(n), float(length)) if rate.by_time else n)
         s = surprise(k, expected, rate.dispersion(windows))
         out.keep(2, np.where(k >= _MIN_WARNINGS, s, np.minimum(s, 2.0)), k, expected, windows)

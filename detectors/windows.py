@@ -113,11 +113,6 @@ class Series:
         self._dirty = {block + before for block in self._dirty}
         self.base -= pad[0]
 
-    @property
-    def is_dirty(self) -> bool:
-        """Return whether a count or a mark changed since ``clean_sums``."""
-        return bool(self._dirty)
-
     def mark(self, start: int, end: int, by: int) -> None:
         """Say that ``[start, end)`` belongs (``by`` 1) or no longer belongs (-1) to something odd."""
         if end > self.base:
@@ -248,7 +243,8 @@ def sliding(values: IntArray, lead: int, length: int) -> IntArray:
     >>> sliding(np.array([[1, 2, 3, 4]]), 2, 3).tolist()
     [[6, 9]]
     """
-    cumulative = np.zeros((*values.shape[:-1], values.shape[-1] + 1), np.int64)
+    cumulative: IntArray = np.zeros((*values.shape[:-1], values.shape[-1] + 1), np.int64)
     np.cumsum(values, axis=-1, out=cumulative[..., 1:])
-    sums: IntArray = cumulative[..., lead + 1 :] - cumulative[..., lead + 1 - length : cumulative.shape[-1] - length]
+    high, low = cumulative[..., lead + 1 :], cumulative[..., lead + 1 - length : cumulative.shape[-1] - length]
+    sums: IntArray = np.subtract(high, low)
     return sums
