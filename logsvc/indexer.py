@@ -441,7 +441,12 @@ class Indexer:
             self._searchable_seq = seq
             self._oldest_us = None
             self._changed.notify_all()
-        _write_checkpoint(self._checkpoint, seq)
+        try:
+            _write_checkpoint(self._checkpoint, seq)
+        except OSError:
+            # All of it is in the store, whatever the checkpoint says; trimming may make the room that it needs.
+            self._journal.trim(seq)
+            raise
         self._checkpoint_seq = seq
         faults.reach("indexer.after_checkpoint")
         self._journal.trim(seq)

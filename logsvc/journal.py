@@ -20,7 +20,7 @@ Layout: segments ``SEQUENCE.log``, named by the first sequence number they may h
 header and frames; a frame is a header with its own checksum, so that damage in the payload costs
 one frame, and a payload of up to 1,000 entries as MessagePack, compressed with zstd (which costs
 as much CPU as writing the bytes that it saves). There is always one segment, and opening starts a
-new one, so what a crash left is never appended to.
+new one, so what a crash left is never appended to. ``spare`` becomes the next segment.
 
 Not here: who reads and when to trim (indexer.py), masking (ingest.py; the journal only ever sees
 masked records).
@@ -70,6 +70,8 @@ _FRAME_RECORDS = 1_000
 _FRAME_BYTES = 4 * MIB
 _GROUP_RECORDS = 20_000
 _COMPRESS_FROM_BYTES = 1_024
+_SPARE = "spare"
+_SPARE_BYTES = 4_096
 _READ_BYTES = 1 * MIB
 _WAITING_BYTES = 128 * MIB
 _RECENT_BYTES = 32 * MIB
@@ -439,7 +441,9 @@ class Journal:
                 self._settle([(pending, refusal) for pending in group])
                 return
             else:
-                self._trouble = None
+                if self._trouble is not None:
+                    self._trouble = None
+                    self._prepare_spare()
                 self._settle(answers)
                 faults.reach("journal.after_acknowledge")
                 for listener in self._listeners:
@@ -471,8 +475,7 @@ class Journal:
             for chunk in chunks:
                 ingested_us = max(ingested_us, *[entry.ingested_us for entry in chunk.entries])
                 frame = self._encode(chunk.entries, ingested_us)
-                # The header is that of the segment that a full journal begins, so that this one can be trimmed.
-                if others_bytes + offset + len(frame) + _SEGMENT_HEADER.size > self._max_bytes:
+                if others_bytes + offset + len(frame) + _SPARE_BYTES > self._max_bytes:
                     raise _NoRoom(f"the journal holds {others_bytes + start} of {self._max_bytes} bytes")
                 if faults.is_armed and offset == start:
                     half = len(frame) // 2
@@ -650,12 +653,13 @@ class Journal:
         header += zlib.crc32(header).to_bytes(_CRC_SIZE, "little")
         path = self._directory / f"{self._next_seq:020d}.log"
         # Written aside and renamed, so that a segment never lacks its header.
-        aside = path.with_suffix(".new")
-        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        spare = self._directory / _SPARE
+        fd = os.open(spare, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             durable.write_all(fd, header)
+            os.ftruncate(fd, len(header))
             durable.sync(fd)
-            os.rename(aside, path)
+            spare.rename(path)
             durable.sync_directory(self._directory)
         except OSError:
             os.close(fd)
@@ -667,7 +671,20 @@ class Journal:
             self._segments = [s for s in self._segments if s.path != path]
             self._segments.append(_Segment(path, self._next_seq, self._next_seq - 1, len(header)))
             self._drop_trimmed()
+        self._prepare_spare()
         faults.reach("journal.after_roll")
+
+    def _prepare_spare(self) -> None:
+        """Set room aside for the next segment's header.
+
+        Only closed segments are trimmed, so on a full disk it must still be possible to begin one.
+        """
+        spare = self._directory / _SPARE
+        try:
+            if not spare.exists() or spare.stat().st_size < _SPARE_BYTES:
+                spare.write_bytes(bytes(_SPARE_BYTES))
+        except OSError as exc:
+            logger.warning("journal: no room is left to begin a new segment: {}", exc)
 
     def trim(self, through_seq: int) -> None:
         """Forget records up to ``through_seq``: remove each closed segment that holds no later one."""
@@ -711,9 +728,6 @@ class Journal:
 
     def _recover(self, *, may_repair: bool) -> None:
         paths = sorted(path for path in self._directory.glob("*.log") if path.stem.isdigit())
-        if may_repair:
-            for aside in self._directory.glob("*.new"):
-                aside.unlink()
         headers = [_read_segment_header(path) for path in paths]
         for index, (path, header) in enumerate(zip(paths, headers, strict=True)):
             first_seq = int(path.stem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,9 @@ def test_a_letter_keeps_the_entry_byte_for_byte_and_says_why(tmp_path: Path) -> 
     assert letter.time == "2026-11-22T12:00:00Z"
     assert letter.source == refused.entry.source
     entry = letter.to_entry()
-    assert entry == Entry(*[0 if f == "seq" else getattr(refused.entry, f) for f in Entry.__struct_fields__])
+    assert entry == msgspec.convert(
+        [0 if name == "seq" else getattr(refused.entry, name) for name in Entry.__struct_fields__], Entry
+    )
     dead_letters.close()
 
 
@@ -78,6 +81,7 @@ def test_a_line_torn_at_any_byte_is_cut_and_the_letter_can_be_added_again(tmp_pa
 
 
 def test_beyond_the_bound_the_oldest_are_dropped_and_counted_over_restarts(tmp_path: Path) -> None:
+    kept: list[int] = []
     for start in (0, 1_000):
         dead_letters = DeadLetters.open(tmp_path, max_bytes=40_000)
         for seq in range(start, start + 300):

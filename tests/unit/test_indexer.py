@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from logsvc import durable
 from logsvc.deadletters import DeadLetters, letters
 from logsvc.errors import StoreUnavailable
 from logsvc.indexer import Indexer, IndexerState, Pipeline, read_checkpoint
@@ -88,7 +89,7 @@ def test_what_is_waited_for_is_searchable_checkpointed_and_trimmed(service: Serv
     assert service.store.sequence() == list(range(1, 1_001))
     assert service.indexer.close(TIMEOUT_S)
     assert read_checkpoint(service.checkpoint) == 1_000
-    assert len(list((service.directory / "journal").iterdir())) == 1
+    assert len(list((service.directory / "journal").glob("*.log"))) == 1
     status = service.indexer.status()
     assert (status.state, status.indexed_total, status.lag_records) == (IndexerState.STOPPED, 1_000, 0)
 
@@ -365,3 +366,19 @@ def test_nobody_waits_for_an_indexer_that_has_stopped(service: Service) -> None:
     service.start()
     service.indexer.close(TIMEOUT_S)
     assert not service.indexer.wait_searchable(10, TIMEOUT_S)
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_keep_the_journal_from_giving_room(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.start()
+    with monkeypatch.context() as full:
+        full.setattr(durable, "write_aside", lambda path, data: service.checkpoint.joinpath("no directory").touch())
+        service.journal.append_sync([record(1)])
+        service.journal.roll()
+        eventually(lambda: service.indexer.status().retries_total >= 2)
+        eventually(lambda: [path.name for path in service.journal.directory.glob("*.log")] == [f"{2:020d}.log"])
+        assert read_checkpoint(service.checkpoint) == 0
+    service.index([record(2)])
+    assert service.store.sequence() == [1, 2]
+    eventually(lambda: read_checkpoint(service.checkpoint) == 2)

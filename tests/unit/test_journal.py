@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import resource
@@ -18,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logsvc import durable
-from logsvc import journal as journals
 from logsvc.errors import JournalFull, Overloaded
 from logsvc.journal import Journal
 from logsvc.records import Entry
@@ -136,7 +136,7 @@ def test_numbers_continue_after_everything_was_trimmed_and_the_service_restarted
         assert (journal.last_seq, journal.last_ingested_us) == (expected + 9, ingested_us)
         assert read_all(journal) == []
         journal.close()
-    assert len(list(directory.iterdir())) == 1
+    assert len(list(directory.glob("*.log"))) == 1
 
 
 def test_trimming_removes_whole_segments_and_no_record_that_is_still_needed(directory: Path) -> None:
@@ -432,7 +432,7 @@ def test_after_a_failed_fsync_nothing_is_acknowledged_and_the_segment_is_never_w
             raise failures.pop()
         real(fd)
 
-    monkeypatch.setattr(journals.durable, "sync", sync)
+    monkeypatch.setattr(durable, "sync", sync)
     with pytest.raises(Overloaded, match="Input/output error"):
         journal.append_sync(batch(3, start=10))
     assert journal.trouble is not None
@@ -460,7 +460,7 @@ def test_records_that_a_failed_fsync_left_on_the_disk_are_not_read(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as broken:
-        broken.setattr(journals.durable, "sync", fail)
+        broken.setattr(durable, "sync", fail)
         broken.setattr(os, "ftruncate", fail)
         with pytest.raises(Overloaded):
             journal.append_sync(batch(3, start=10))
@@ -513,3 +513,24 @@ def test_a_full_disk_refuses_and_leaves_nothing_half_written(directory: Path) ->
         cwd=root,
     )
     assert result.stdout == "survived\n", result.stderr
+
+
+def test_a_full_disk_with_one_segment_gets_room_by_trimming_it(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = durable.write_all
+
+    def write_all(fd: int, data: bytes) -> None:
+        used = sum(path.stat().st_size for path in directory.iterdir())
+        growth = os.lseek(fd, 0, os.SEEK_CUR) + len(data) - os.fstat(fd).st_size
+        if used + growth > 30_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(fd, data)
+
+    journal = Journal.open(directory, full_wait_s=0.05)
+    monkeypatch.setattr(durable, "write_all", write_all)
+    refusal, appended = fill(journal)
+    assert "no room on the disk" in str(refusal)
+    journal.trim(appended)
+    assert journal.append_sync(batch(100)) == appended + 1
+    journal.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -50,7 +51,7 @@ def serving(tmp_path: Path) -> Iterator[Journal]:
 
 
 def test_a_replayed_letter_keeps_its_id_and_time_and_gets_a_new_ingest_time(tmp_path: Path) -> None:
-    fields = {"ingest.late_ms": 5, "event.duration": 7}
+    fields: dict[str, Any] = {"ingest.late_ms": 5, "event.duration": 7}
     refuse(tmp_path, make_entry(5, T0, "first", labels={"k": "v"}, **fields), make_entry(6))
     assert replay(tmp_path, ReplayRequest(dead_letters=("5",))) == ReplayReport(replayed=1)
     (entry,) = journaled(tmp_path / "journal")
