@@ -39,7 +39,7 @@ class SwallowingTransport(CapturingTransport):
 
 
 def _logger(handler: logging.Handler) -> logging.Logger:
-    logger = logging.Logger("benchmark", logging.INFO)
+    logger = logging.Logger("benchmark", logging.INFO)  # noqa: LOG001 - one of its own, not the program\'s
     logger.addHandler(handler)
     return logger
 
