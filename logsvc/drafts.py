@@ -28,6 +28,7 @@ from logsvc.errors import BadInput
 from logsvc.records import Record
 from shippers import redact
 
+MAX_RECORD_BYTES = 1024 * 1024
 MAX_LABELS = 64
 MAX_LABEL_CHARS = 1024
 MAX_LABEL_KEY_CHARS = 256
@@ -120,12 +121,26 @@ class Repaired(str):
     __slots__ = ()
 
 
+class TooLarge(Exception):
+    """One value alone exceeds what a record may have; ``size`` is its length."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
 class _Collision(Exception):
     """Two keys of one object mean one field; no error, it asks for the thorough way."""
 
 
 def _clean(text: str) -> tuple[str, bool]:
-    """Return ``text`` as NFC without NUL and lone surrogates, and whether anything had to be replaced."""
+    """Return ``text`` as NFC without NUL and lone surrogates, and whether anything had to be replaced.
+
+    Raises:
+        TooLarge: If it alone exceeds a record.
+    """
+    if len(text) > MAX_RECORD_BYTES:
+        raise TooLarge(len(text))
     replaced = False
     if "\0" in text:
         text, replaced = text.replace("\0", "\ufffd"), True
@@ -141,7 +156,7 @@ def _clean(text: str) -> tuple[str, bool]:
 def _text_of(value: object) -> str:
     """Return any value as text: as JSON where that has a form."""
     if isinstance(value, str):
-        return value
+        return str(value)
     if value is True or value is False:
         return "true" if value else "false"
     try:
@@ -228,7 +243,7 @@ class Draft:
             key = str(key)
         name, is_secret, is_changed = _label_key(key if len(key) < 512 else key[:512])
         text = value if type(value) is str else _text_of(value)
-        if not text.isascii() or "\0" in text:
+        if len(text) > MAX_LABEL_CHARS or not text.isascii() or "\0" in text:
             text, is_replaced = _clean(text)
             if is_replaced:
                 self.flag(f"labels.{name}")
@@ -353,7 +368,8 @@ def _task_name(draft: Draft, target: _Target, value: Any) -> None:
 
 def _text(draft: Draft, target: _Target, value: Any) -> None:
     if isinstance(value, str):
-        text, replaced = (value, False) if value.isascii() and "\0" not in value else _clean(value)
+        is_plain = len(value) <= MAX_RECORD_BYTES and value.isascii() and "\0" not in value
+        text, replaced = (value, False) if is_plain else _clean(value)
         if replaced or type(value) is not str:
             draft.flag(target.name)
             text = str(text)
@@ -677,6 +693,8 @@ def read(item: Mapping[Any, Any]) -> Draft:
         _read_ranked(draft, item)
     if draft.exception is not None:
         _read_exception(draft)
+    elif "message" in draft.values and _TRACEBACK in draft.values["message"]:
+        _read_printed(draft)
     return draft
 
 
@@ -768,6 +786,19 @@ def _read_exception(draft: Draft) -> None:
         if isinstance(part, str) and part and attribute not in draft.values:
             target = _KEYS[_ATTRIBUTE_NAMES[attribute]]
             target.handler(draft, target, part)
+
+
+def _read_printed(draft: Draft) -> None:
+    """Take type and message of an exception that is printed within the message, as files have them."""
+    if "error_type" in draft.values or "error_stack_trace" in draft.values:
+        return
+    message: str = draft.values["message"]
+    found = _parsed_error(message[message.rindex(_TRACEBACK) :])
+    if "error_type" in found:
+        # The stack stays where it is, and is searched there.
+        draft.values["error_type"] = found["error_type"]
+        draft.values.setdefault("error_message", found["error_message"])
+        draft.texts += (found["error_type"], found["error_message"])
 
 
 def _parsed_error(text: str) -> dict[str, str]:

@@ -28,12 +28,11 @@ from typing import Any
 import msgspec
 
 from logsvc import fields, fingerprint, timestamps
-from logsvc.drafts import END_OF_TIME_NS, USER_FIELDS, Draft, Odd, Repaired, read
+from logsvc.drafts import END_OF_TIME_NS, MAX_RECORD_BYTES, USER_FIELDS, Draft, Odd, Repaired, TooLarge, read
 from logsvc.records import Entry, Record, stored_id
 from logsvc.timestamps import NS_PER_US
 from shippers import redact
 
-MAX_RECORD_BYTES = 1024 * 1024
 MAX_MESSAGE_BYTES = 32 * 1024
 PIPELINE_VERSION = "1"
 
@@ -140,10 +139,10 @@ class Normaliser:
             sent = decoded
         else:
             sent = item
-            size = sum(len(value) for value in sent.values() if isinstance(value, str))
-            if size > MAX_RECORD_BYTES:
-                return _too_large(size)
-        draft = read(sent)
+        try:
+            draft = read(sent)
+        except TooLarge as exc:
+            return _too_large(exc.size)
         entry, event_id = self._finish(draft, origin, constant)
         if len(entry.source) > MAX_RECORD_BYTES + 16_384:  # what we add never counts against the sender
             return _too_large(len(entry.source))
@@ -348,7 +347,8 @@ def _set_template(draft: Draft, template: tuple[str, str] | None) -> None:
     else:
         error_message = values.get("error_message", "")
         template = fingerprint.exception_fingerprint(message, error_type or "error", error_message)
-        values["error_id"] = fingerprint.error_fingerprint(error_type or "error", stack, error_message or message)
+        # Without a stack of its own the message may hold one, printed.
+        values["error_id"] = fingerprint.error_fingerprint(error_type or "error", stack or message, error_message)
     values["log_template_id"], values["log_template_text"] = template
 
 
