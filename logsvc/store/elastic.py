@@ -157,6 +157,8 @@ def index_settings() -> Json:
         "refresh_interval": "5s",
         "codec": "best_compression",
         "mapping.total_fields.limit": 300,
+        # The longest prefix of a query, in UTF-16 units.
+        "max_regex_length": 2 * MAX_TOKEN_CHARS,
         # Erased means gone: merging to expunge deletes leaves none behind.
         "merge.policy.expunge_deletes_allowed": 0,
         "analysis": _ANALYSIS,
@@ -1055,6 +1057,8 @@ def _hit(found: _FoundHit) -> Hit:
 def _failure(answer: bytes) -> _Failure:
     try:
         error = msgspec.json.decode(answer)["error"]
+        if isinstance(error, dict) and error.get("root_cause"):
+            error = error["root_cause"][0]
         return msgspec.convert(error, _Failure) if isinstance(error, dict) else _Failure(reason=str(error))
     except (msgspec.MsgspecError, KeyError, TypeError):
         return _Failure(reason=answer[:200].decode(errors="replace"))
