@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import errno
 import mmap
 import os
@@ -360,7 +361,8 @@ class Journal:
     async def append(self, entries: Sequence[Entry]) -> int:
         """Make ``entries`` durable and return the sequence number of the first; the rest follow on.
 
-        The entries' own ``seq`` is ignored. Cancelling the call does not take the entries back.
+        The entries' own ``seq`` is ignored. Cancelling the call does not take the entries back: it
+        ends, cancelled, when they are durable or refused, so that nobody takes them for settled before.
 
         Raises:
             JournalFull: If there was no room for ``full_wait_s``; nothing of it was written.
@@ -371,7 +373,14 @@ class Journal:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
         self._submit(entries, loop, future)
-        return await future
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            while not future.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
+            future.exception()  # nobody else asks for it
+            raise
 
     def append_sync(self, entries: Sequence[Entry]) -> int:
         """Do as ``append`` does, for a thread without an event loop."""
@@ -1045,7 +1054,7 @@ def _take(chunks: deque[_Chunk], after_seq: int, max_entries: int, max_bytes: in
 def _resolve(answers: Sequence[_Answer]) -> None:
     for pending, answer in answers:
         if pending.future.done():
-            continue  # cancelled: the records stay, nobody wants the number
+            continue  # its loop was shut down in between
         if isinstance(answer, Exception):
             pending.future.set_exception(answer)
         else:

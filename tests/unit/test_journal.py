@@ -110,15 +110,31 @@ def test_appends_from_tasks_and_threads_come_once_each_and_each_in_one_piece(dir
         assert content([by_seq[seq + n] for n in range(5)]) == content(batch(5, start=start))
 
 
-def test_a_cancelled_append_leaves_the_others_alone(directory: Path) -> None:
+def test_a_cancelled_append_ends_when_its_records_are_durable_and_leaves_the_others_alone(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    real = durable.sync
+
+    def sync(fd: int) -> None:
+        assert gate.wait(TIMEOUT_S)
+        real(fd)
+
     async def main() -> None:
         journal = Journal.open(directory)
+        monkeypatch.setattr(durable, "sync", sync)
         doomed = asyncio.create_task(journal.append(batch(5)))
         other = asyncio.create_task(journal.append(batch(5, start=100)))
-        await asyncio.sleep(0)
-        doomed.cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
+            doomed.cancel()
+        assert not doomed.done()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await doomed
         first = await other
-        assert content(journal.read(first - 1, 5).entries) == content(batch(5, start=100))
+        assert content(read_all(journal, first - 1)[:5]) == content(batch(5, start=100))
+        assert content(batch(5)) == content(read_all(journal)[:5])
         await asyncio.to_thread(journal.close)
 
     asyncio.run(main())
