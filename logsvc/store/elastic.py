@@ -159,8 +159,9 @@ def index_settings() -> Json:
         "mapping.total_fields.limit": 300,
         # The longest prefix of a query, in UTF-16 units.
         "max_regex_length": 2 * MAX_TOKEN_CHARS,
-        # Erased means gone: merging to expunge deletes leaves none behind.
+        # Erased means gone, once replicas need the deletion no more: expunging then leaves nothing.
         "merge.policy.expunge_deletes_allowed": 0,
+        "soft_deletes.retention_lease.period": "1h",
         "analysis": _ANALYSIS,
     }
 
@@ -574,7 +575,7 @@ class ElasticStore:
                 continue
             seen.add((index, entry.id))
             lines.append((index, entry))
-        lines, elsewhere = self._without_those_in_day_indices(lines)
+        lines, elsewhere = self._split_off_stored(lines)
         indices = {index for index, _ in lines}
         self._ensure(indices)
         self._to_refresh |= indices
@@ -602,17 +603,31 @@ class ElasticStore:
     def _day_index(self, day: int) -> str:
         return f"{self._alias}-{_day_name(day)}"
 
-    def _without_those_in_day_indices(
+    def _other_index(self, index: str, entry: Entry) -> str | None:
+        """Return the index that may hold the same record besides its own; None if there is none."""
+        day = entry.time_us // DAY_US
+        if index.endswith("-misc"):
+            return self._day_index(day)  # It came first while its day was within the retention.
+        if entry.has_client_id and entry.time_us == entry.ingested_us:
+            return self._day_index(day - 1)  # Without a time of its own it has that of its arrival.
+        return None
+
+    def _split_off_stored(
         self, lines: list[tuple[str, Entry]]
     ) -> tuple[list[tuple[str, Entry]], list[tuple[str, Entry]]]:
-        """Split off what would go to ``misc`` although its day's own index, older than the retention, has it."""
-        old = [(self._day_index(entry.time_us // DAY_US), entry) for index, entry in lines if index.endswith("-misc")]
-        if not old:
+        """Return the lines that are to be created, and those that another index has already."""
+        others = [(self._other_index(index, entry), index, entry) for index, entry in lines]
+        asked = [(other, entry.id) for other, _, entry in others if other is not None]
+        if not asked:
             return lines, []
-        stored = self._stored_seqs([(index, entry.id) for index, entry in old])
-        elsewhere = [(index, entry) for index, entry in old if (index, entry.id) in stored]
-        ids = {entry.id for _, entry in elsewhere}
-        return [line for line in lines if not (line[0].endswith("-misc") and line[1].id in ids)], elsewhere
+        stored = self._stored_seqs(asked)
+        new, elsewhere = [], []
+        for other, index, entry in others:
+            if other is not None and (other, entry.id) in stored:
+                elsewhere.append((other, entry))
+            else:
+                new.append((index, entry))
+        return new, elsewhere
 
     def _bulk(self, lines: Sequence[tuple[str, bytes, Entry]]) -> _Outcome:
         body = b"".join(
@@ -833,7 +848,7 @@ class ElasticStore:
         return self._delete(_filtered(tenant, span, compile_query(query)))
 
     def _delete(self, query: Json) -> int:
-        """Remove every hit, the copies in merged-away segments too, and return how many there were."""
+        """Remove every hit and return how many there were; ``expire`` takes what is left of them from the disk."""
         deleted, conflicts = 0, 1
         self._ask("POST", f"/{self._alias}/_refresh?ignore_unavailable=true", timeout_s=60)
         while conflicts:  # A document that changed meanwhile is looked at again.
@@ -848,12 +863,6 @@ class ElasticStore:
                 raise StoreUnavailable(f"the store could not erase: {done['failures'][0]}")
             deleted += done.get("deleted", 0)
             conflicts = done.get("version_conflicts", 0)
-        if deleted:
-            self._ask(
-                "POST",
-                f"/{self._alias}/_forcemerge?ignore_unavailable=true&only_expunge_deletes=true&flush=true",
-                timeout_s=SLOW_S,
-            )
         return deleted
 
     def expire(self, before_us: int) -> int:
@@ -861,6 +870,8 @@ class ElasticStore:
 
         An index goes whole when all tenants' days in it are old; a single tenant's old day in an
         index that lives on (``misc``, or a day that another still writes) is deleted from it.
+        Deleted documents, erased ones too, leave the disk here: the server keeps them for an hour
+        or so, in case a replica has yet to hear of the deletion.
         """
         self._ask("POST", f"/{self._alias}/_refresh?ignore_unavailable=true", timeout_s=60)
         sources: Mapping[str, Json] = {
@@ -884,7 +895,16 @@ class ElasticStore:
                 self._forget(index)
         for tenant, day in old:
             self._delete(_filtered(tenant, Span(day * DAY_US, (day + 1) * DAY_US)))
+        self._expunge()
         return len(old)
+
+    def _expunge(self) -> None:
+        """Rewrite the segments that still hold deleted documents, as far as the server lets go of them."""
+        stats = msgspec.json.decode(self._ask("GET", f"/{self._alias}/_stats/docs", missing=b'{"indices":{}}'))
+        for index, body in stats["indices"].items():
+            if body["primaries"]["docs"].get("deleted"):
+                path = f"/{index}/_forcemerge?ignore_unavailable=true&only_expunge_deletes=true"
+                self._ask("POST", path, timeout_s=SLOW_S)
 
     # Life
 
