@@ -45,7 +45,7 @@ _QUOTED = re.compile(r"""(?<!\w)(?:"[^"\n]{0,512}"|'[^'\n]{0,512}'|`[^`\n]{0,512
 _VARIABLE = re.compile(
     r"""
       (?P<time> (?<!\w) \d{4}-\d\d-\d\d (?:T\d\d:\d\d (?::\d\d(?:[.,]\d+)?)? (?:Z|[+-]\d\d:?\d\d)?)? (?!\w)
-              | (?<!\w) \d{1,2}:\d\d:\d\d (?:[.,]\d+)? (?:Z|[+-]\d\d:?\d\d)? (?!\w) )
+              | (?<!\w) (?:\d{1,2}/[A-Z][a-z]{2}/\d{4}:)? \d{1,2}:\d\d:\d\d (?:[.,]\d+)? (?:Z|[+-]\d\d:?\d\d)? (?!\w) )
     | (?P<uuid> (?<!\w) [0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12} (?!\w) )
     | (?P<ip> (?<![\w.]) \d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3} (?:/\d{1,2}|:\d{1,5})? (?![\w.]*\w)
             | (?<![\w:]) (?=[0-9a-fA-F]*:[0-9a-fA-F]*:) [0-9a-fA-F:]{3,39} (?:%\w{1,16})? (?![\w:]) )
@@ -54,14 +54,26 @@ _VARIABLE = re.compile(
     | (?P<hex> (?<!\w) (?:\dx[0-9a-fA-F]+ | [0-9a-fA-F]{8,}) (?!\w) )
     | (?P<num> (?<![\w.]) [-+]?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?
                (?: % | (?:ns|us|µs|ms|s|m|h|d|[kKMGT]i?B|B|k|M)(?!\w) )? (?![\w-]) )
+    | (?P<class> (?<![\w.]) [A-Za-z_]\w* (?:\.[A-Za-z_]\w*)* \.[A-Z][a-z]+[A-Za-z]* (?![\w.]*\w) )
     | (?P<id> (?<![\w.+-]) [\w.+-]*\d [\w.+-]* )
     """,
     re.VERBOSE | re.ASCII,
 )
 
 
+# Dates that hold spaces, after their parts were masked: 2024-12-25 13:00:00, Wed, 25 Dec 2024 13:00:00.
+_SPACED_TIME = re.compile(
+    r"(?:(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? )?"
+    r"(?:(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) <num>|<num> (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) <num>) "
+    r"|<time> )<time>"
+)
+
+
 def _placeholder(match: re.Match[str]) -> str:
     word, kind = match.group(), match.lastgroup
+    if kind == "class":
+        # psycopg2.errors.UndefinedColumn: the digit names a package, so the class is kept.
+        return word if word.isascii() and not any(map(str.isdigit, word)) else word.rpartition(".")[2]
     # The full stop of a sentence is no part of its last word.
     trail = ".-+" if kind == "id" else ".,;:)]" if kind in ("url", "path") else ""
     return f"<{kind}>{word[len(word.rstrip(trail)) :]}" if trail else f"<{kind}>"
@@ -102,8 +114,8 @@ def _template(shaped: bytes) -> tuple[str, str, str]:
     # Word by word: most are plain, and words repeat far more often than messages do.
     words = [word if len(word) < 8 and word.isalpha() else _mask_word(word) for word in text.split()]
     whole = " ".join(words)
-    if "<time> <time>" in whole:
-        whole = whole.replace("<time> <time>", "<time>")  # a space between date and time
+    if "<time>" in whole:
+        whole = _SPACED_TIME.sub("<time>", whole)
     return _digest(whole), whole[:MAX_TEXT_CHARS], whole
 
 
