@@ -31,6 +31,7 @@ Not here: when to flush and expire (indexer.py), what a query means (query.py).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import shutil
 import threading
@@ -49,7 +50,7 @@ import tantivy
 from tantivy import Occur, Query
 
 from logsvc import durable, faults
-from logsvc.errors import QueryTooExpensive, SchemaMismatch, StoreUnavailable
+from logsvc.errors import BadInput, QueryTooExpensive, SchemaMismatch, StoreUnavailable
 from logsvc.fields import FIELDS, LEVELS, MAX_TOKEN_CHARS, FieldType, resolve
 from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, indexable
 from logsvc.records import Entry, stored_id
@@ -525,6 +526,7 @@ class EmbeddedStore:
         self._writing: OrderedDict[_Day, None] = OrderedDict()
         self._schema = _schema()
         self._is_closed = False
+        _limit_arenas()
         root.mkdir(parents=True, exist_ok=True)
         self._differences = self._compare_manifest()
         if not self._differences:
@@ -584,8 +586,9 @@ class EmbeddedStore:
         by_day: dict[tuple[str, int], list[Entry]] = {}
         for entry in entries:
             by_day.setdefault((entry.tenant, entry.time_us // _DAY_US), []).append(entry)
-        for (tenant, number), of_day in by_day.items():
-            day = self._day_to_write(tenant, number)
+        days = [(self._day_to_write(*key), of_day) for key, of_day in by_day.items()]
+        # Days with a writer first: opening one for another day closes theirs.
+        for day, of_day in sorted(days, key=lambda item: item[0] not in self._writing):
             writer = self._writer(day)
             searcher, facts, pending = day.searcher, day.facts, day.pending
             assert searcher is not None
@@ -599,12 +602,12 @@ class EmbeddedStore:
                         continue
                     pending.add(entry.id)
                 try:
-                    writer.add_json(_document(entry))
+                    reason = self._add(writer, entry)
                 except ValueError as exc:
-                    if "could not be parsed" not in str(exc) and not isinstance(exc, msgspec.MsgspecError):
-                        self._abandon(day)
-                        raise StoreUnavailable(f"cannot write to {day.path}: {exc}") from exc
-                    refused.append(Refusal(entry, f"the index does not take it: {exc}"))
+                    self._abandon(day)
+                    raise StoreUnavailable(f"cannot write to {day.path}: {exc}") from exc
+                if reason is not None:
+                    refused.append(Refusal(entry, reason))
                     pending.discard(entry.id)
                     continue
                 appended += 1
@@ -617,6 +620,24 @@ class EmbeddedStore:
                 facts.min_ingested_us = min(facts.min_ingested_us, entry.ingested_us)
                 facts.max_ingested_us = max(facts.max_ingested_us, entry.ingested_us)
         return AppendResult(appended, duplicates, skipped, tuple(refused))
+
+    def _add(self, writer: tantivy.IndexWriter, entry: Entry) -> str | None:
+        """Hand the entry to the writer; return why it will never take it, None if it did.
+
+        Raises:
+            ValueError: If the writer itself is broken.
+        """
+        try:
+            document = _document(entry)
+        except (ValueError, msgspec.MsgspecError, BadInput) as exc:
+            return f"not the JSON of a record: {exc}"
+        try:
+            writer.add_json(document)
+        except ValueError as exc:
+            if "could not be parsed" in str(exc) or "not valid JSON" in str(exc):
+                return f"the index does not take it: {exc}"
+            raise
+        return None
 
     def _is_stored(self, searcher: tantivy.Searcher, entry: Entry) -> bool:
         # The dictionary of terms answers in microseconds; it is exact because nothing is deleted in place.
@@ -745,6 +766,8 @@ class EmbeddedStore:
             days = list(self._days.get(tenant, {}).values())
         days.sort(key=lambda day: day.number, reverse=order is Order.NEWEST_FIRST)
         for day in days:
+            if not day.facts.records:  # all erased, or nothing committed yet
+                continue
             if span.start_us is not None and day.start_us + _DAY_US <= span.start_us:
                 continue
             if span.end_us is not None and day.start_us >= span.end_us:
@@ -857,7 +880,7 @@ class EmbeddedStore:
         """
         facts = view.day.facts
         low, high = facts.min_us, facts.max_us
-        width = 1 + (high - low) * limit * 8 // max(1, view.searcher.num_docs)
+        width = 1 + (high - low) * limit * 8 // view.searcher.num_docs
         if order is Order.NEWEST_FIRST:
             high = high if after is None else min(high, after.time_us)
         else:
@@ -1108,6 +1131,17 @@ class EmbeddedStore:
                 for day in self._opened:
                     day.index = day.searcher = None
                 self._opened.clear()
+
+
+def _limit_arenas() -> None:
+    """Let all threads share two malloc arenas, where the C library is glibc.
+
+    Each of a writer's seven threads would keep what it freed in an arena of its own: 20,000 records
+    a second over four days then hold 330 MB instead of 160.
+    """
+    m_arena_max = -8
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(m_arena_max, 2)
 
 
 def _finish_rewrites(directory: Path) -> None:

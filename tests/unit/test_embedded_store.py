@@ -1,0 +1,286 @@
+"""What only the embedded store promises: crashes between commits, bounds on open files, its manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from logsvc.errors import QueryTooExpensive, SchemaMismatch, StoreUnavailable
+from logsvc.query import MatchAll, Range, Term, parse
+from logsvc.records import Entry
+from logsvc.store import AppendResult, Dimension, Order, Position, Span, embedded
+from logsvc.store.embedded import EmbeddedStore
+from tests.support import oracle
+from tests.support.records import DAY_US, T0, make_entry
+
+ALL = MatchAll()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[EmbeddedStore]:
+    store = EmbeddedStore(tmp_path / "index")
+    yield store
+    store.close()
+
+
+def put(store: EmbeddedStore, entries: list[Entry]) -> AppendResult:
+    result = store.append(entries)
+    store.flush()
+    store.refresh()
+    return result
+
+
+def seqs(store: EmbeddedStore, tenant: str = "default") -> list[int]:
+    found: list[int] = []
+    after: Position | None = None
+    while True:
+        page = store.search(tenant, ALL, limit=1000, after=after, order=Order.OLDEST_FIRST)
+        found += [hit.position.seq for hit in page.hits]
+        if page.next is None:
+            return sorted(found)
+        after = page.next
+
+
+# Crashes.
+
+_APPEND_ALL = """
+import sys
+from pathlib import Path
+from logsvc.store.embedded import EmbeddedStore
+from tests.unit.test_embedded_store import crash_entries
+store = EmbeddedStore(Path(sys.argv[1]))
+entries = crash_entries()
+for start in range(0, len(entries), 20):
+    store.append(entries[start:start + 20])
+    store.flush()
+store.append(entries)
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+def crash_entries() -> list[Entry]:
+    """Five rounds over six days, so that writers are evicted too, half of them with ids of their own."""
+    return [make_entry(n, T0 + n % 6 * DAY_US + n, id=f"c{n}" if n % 2 else None) for n in range(1, 101)]
+
+
+@pytest.mark.parametrize("kill_at", ["store.before_commit:3", "store.after_commit:1", "store.after_commit:8", ""])
+def test_after_a_kill_between_commits_everything_is_there_exactly_once(tmp_path: Path, kill_at: str) -> None:
+    environment = {**os.environ, "LOGSVC_TEST_KILL_AT": kill_at, "PYTHONPATH": os.getcwd()}
+    if not kill_at:
+        del environment["LOGSVC_TEST_KILL_AT"]
+    command = [sys.executable, "-c", _APPEND_ALL, str(tmp_path / "index")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        if not kill_at:
+            assert process.stdout.readline() == b"done\n"
+            process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+    store = EmbeddedStore(tmp_path / "index")
+    entries = crash_entries()
+    result = put(store, entries)
+    assert result.appended + result.skipped + result.duplicates == len(entries)
+    assert result.skipped > 0
+    assert seqs(store) == [entry.seq for entry in entries]
+    store.close()
+
+
+def test_what_was_erased_stays_away_when_the_journal_is_replayed(tmp_path: Path) -> None:
+    entries = [make_entry(n, T0 + n) for n in range(1, 11)]
+    store = EmbeddedStore(tmp_path / "index")
+    put(store, entries)
+    assert store.erase("default", Range("@timestamp", T0 + 6, None)) == 5
+    store.close()
+    again = EmbeddedStore(tmp_path / "index")
+    assert put(again, [*entries, make_entry(11, T0)]) == AppendResult(appended=1, skipped=10)
+    assert seqs(again) == [1, 2, 3, 4, 5, 11]
+    again.close()
+
+
+def test_nothing_of_an_erased_record_stays_on_the_disk(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path / "index")
+    put(store, [make_entry(1, message="keep this"), make_entry(2, message="personal secretword", id="person")])
+    assert store.erase("default", parse("secretword", T0)) == 1
+    for path in (tmp_path / "index").rglob("*"):
+        if path.is_file():
+            assert b"secretword" not in path.read_bytes(), path
+    assert seqs(store) == [1]
+    store.close()
+
+
+def test_a_crash_while_a_day_is_rewritten_leaves_the_old_day_or_the_new_one(tmp_path: Path) -> None:
+    root = tmp_path / "index"
+    store = EmbeddedStore(root)
+    put(store, [make_entry(1), make_entry(2, T0 + DAY_US)])
+    store.close()
+    # Before the swap: the new day is incomplete.
+    (root / "default/2026-11-22.new").mkdir()
+    # Between the two renames: the new day is complete, the old one is moved away.
+    (root / "default/2026-11-23").rename(root / "default/2026-11-23.new")
+    (root / "default/2026-11-23.old").mkdir()
+    store = EmbeddedStore(root)
+    assert seqs(store) == [1, 2]
+    assert sorted(path.name for path in (root / "default").iterdir()) == ["2026-11-22", "2026-11-23", "tenant.json"]
+    store.close()
+
+
+# Bounds.
+
+
+def test_writers_and_open_days_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "MAX_OPEN_DAYS", 6)
+    store = EmbeddedStore(tmp_path / "index")
+    entries = [make_entry(n, T0 + n % 20 * DAY_US + n) for n in range(1, 201)]
+    for start in range(0, 200, 50):
+        assert store.append(entries[start : start + 50]).appended == 50
+        assert len(store._writing) <= embedded.MAX_WRITERS
+        assert len(store._opened) <= 6
+    store.flush()
+    assert seqs(store) == list(range(1, 201))
+    assert len(store._opened) <= 6
+    store.close()
+    again = EmbeddedStore(tmp_path / "index")
+    assert len(again._opened) == 0, "a clean start opens no day"
+    assert seqs(again) == list(range(1, 201))
+    again.close()
+
+
+def test_window_counts_beyond_the_bounds_of_one_aggregation_stay_exact(
+    store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every record has its own customer and version in its own step: far more than 65,000 buckets.
+    entries = [
+        make_entry(n, T0 + n * 100, **{"organization.id": f"c{n}", "service.version": f"{n}", "event.duration": n})
+        for n in range(1, 30_001)
+    ]
+    put(store, entries)
+    found = store.window_counts("default", ingested=Span(), step_us=1_000_000)
+    assert len(found) == len(set(found))
+    assert set(found) == oracle.window_counts(entries, "default", Span(), Span(), 1_000_000, frozenset(Dimension))
+
+
+def test_comparing_too_many_values_is_refused(store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "MAX_LISTED_TERMS", 5)
+    put(store, [make_entry(n) for n in range(1, 10)])
+    with pytest.raises(QueryTooExpensive, match="more than 5 different values"):
+        store.search("default", parse("event.id:>=e1", T0))
+
+
+# The manifest and broken directories.
+
+
+def test_a_manifest_of_another_version_names_each_difference(tmp_path: Path) -> None:
+    EmbeddedStore(tmp_path / "index").close()
+    path = tmp_path / "index/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["format"] = "tantivy v0.1.0, index_format v1"
+    manifest["fields"]["gone"] = "text raw"
+    del manifest["fields"]["message"]
+    path.write_text(json.dumps(manifest))
+    store = EmbeddedStore(tmp_path / "index")
+    differences = "\n".join(store.check_schema())
+    for name in ("v0.1.0", "field gone", "field message", "reindex"):
+        assert name in differences
+    with pytest.raises(SchemaMismatch):
+        store.append([make_entry(1)])
+    with pytest.raises(SchemaMismatch):
+        store.search("default", ALL)
+    assert not store.health().is_reachable
+    store.close()
+
+
+def test_an_entry_that_the_index_cannot_take_is_refused_alone(store: EmbeddedStore) -> None:
+    bad = make_entry(2, **{"process.pid": "twelve"})
+    broken = Entry("default", "0" * 32, 3, T0, T0, "service:x", None, False, b'{"half":')
+    binary = Entry("default", "1" * 32, 4, T0, T0, "service:x", None, False, b'{"message":"\xff"}')
+    dated = make_entry(5, **{"task.deadline": "tomorrow"})
+    result = put(store, [make_entry(1), bad, broken, binary, dated, make_entry(6)])
+    assert result.appended == 2
+    assert [refusal.entry.seq for refusal in result.refused] == [2, 3, 4, 5]
+    assert all(refusal.reason for refusal in result.refused)
+    assert seqs(store) == [1, 6]
+
+
+def test_a_store_that_cannot_write_is_unavailable_and_takes_everything_later(store: EmbeddedStore) -> None:
+    entries = [make_entry(n, T0 + n) for n in range(1, 21)]
+    put(store, entries[:10])
+    store.append(entries[10:])
+    (day,) = store._writing
+    lost = day.writer
+
+    class Broken:
+        def commit(self) -> int:
+            raise ValueError("An IO error occurred: 'No space left on device (os error 28)'")
+
+    day.writer = Broken()  # type: ignore[assignment]
+    with pytest.raises(StoreUnavailable, match="No space left"):
+        store.flush()
+    del lost
+    assert put(store, entries) == AppendResult(appended=10, skipped=10)
+    assert seqs(store) == list(range(1, 21))
+
+
+def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path / "index")
+    store.close()
+    with pytest.raises(StoreUnavailable):
+        store.search("default", ALL)
+
+
+# Order.
+
+
+def test_pages_are_right_when_times_cluster(store: EmbeddedStore) -> None:
+    rng = random.Random(7)
+    entries = [
+        make_entry(n, T0 + rng.choice([0, 1, 2, 50_000_000_000 - DAY_US // 2, rng.randrange(1_000), 10**9]))
+        for n in range(1, 3_001)
+    ]
+    for start in range(0, 3_000, 700):
+        put(store, entries[start : start + 700])
+    for order in Order:
+        for query in (ALL, Term("event.id", "e7"), parse("hello", T0)):
+            found: list[Position] = []
+            after: Position | None = None
+            while True:
+                page = store.search("default", query, limit=97, after=after, order=order)
+                found += [hit.position for hit in page.hits]
+                if page.next is None:
+                    break
+                after = page.next
+            expected = [Position(e.time_us, e.seq) for e in oracle.hits(entries, "default", query)]
+            assert found == (expected if order is Order.OLDEST_FIRST else expected[::-1])
+
+
+def test_expiring_days_while_they_are_read_disturbs_no_reader(store: EmbeddedStore) -> None:
+    wrong: list[object] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                store.search("default", ALL, limit=10)
+                store.count("default", ALL)
+            except Exception as exc:
+                wrong.append(exc)
+
+    put(store, [make_entry(n, T0 + n * DAY_US) for n in range(1, 31)])
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for n in range(1, 31):
+        assert store.expire(T0 + n * DAY_US + 1) == 1
+    stop.set()
+    for reader in readers:
+        reader.join(30)
+    assert wrong == []
+    assert store.tenants() == []
