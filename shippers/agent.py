@@ -37,6 +37,7 @@ from shippers.tail import Checkpoints, Chunk, FileSource, Position, Source, Stre
 POLL_S = 0.2
 HOLD_S = 1.0  # a record that might go on is sent after a pause of this length
 MARK_INTERVAL_S = 0.5
+ONCE_TIMEOUT_S = 60.0
 
 
 @dataclass
@@ -132,10 +133,25 @@ class Agent:
             except OSError as exc:
                 _say(f"cannot write checkpoints, lines will be sent again after a restart: {exc}")
 
-    def finish(self, timeout_s: float) -> bool:
-        """Wait until everything read has arrived, then move the checkpoints; False after ``timeout_s``."""
+    def finish(self, timeout_s: float, stop_timeout_s: float) -> bool:
+        """Wait until everything read has arrived, then move the checkpoints.
+
+        Args:
+            timeout_s: Longest wait.
+            stop_timeout_s: Longest wait from when ``stop`` is set.
+
+        Returns:
+            False if it has not arrived; it will be read again.
+        """
         self._mark()
-        has_arrived = self._pending[-1][0].wait(timeout_s)
+        last = self._pending[-1][0]
+        deadline = self._clock() + timeout_s
+        is_stopping = False
+        while not last.wait(0.05) and self._clock() < deadline:
+            if self.stop.is_set() and not is_stopping:
+                is_stopping = True
+                deadline = min(deadline, self._clock() + stop_timeout_s)
+        has_arrived = last.passed
         self.settle()
         for stream in self._streams:
             stream.source.close()
@@ -418,8 +434,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Stopped:
             pass
         # --once is run by people and scripts who want to know; a daemon must stop when told.
-        has_arrived = agent.finish(60.0 if options.once and not stop.is_set() else settings.exit_timeout_s)
-        batcher.close()
+        has_arrived = agent.finish(ONCE_TIMEOUT_S, settings.exit_timeout_s)
+        batcher.close(settings.exit_timeout_s if has_arrived else 0.1)
         agent.settle()
     if not has_arrived:
         _say("not everything has arrived at the service; the rest will be sent at the next start")

@@ -732,20 +732,22 @@ class Batcher:
                 lines.append(self._finisher.finish(item))
         if lines:
             waiting.append(Batch.of(lines, self.settings.compression))
+        is_settled = True
         with self._spooling:
             for batch in waiting:
                 if isinstance(batch, Mark):
-                    batch._pass()
-                    continue
-                if self._spool is None and self.settings.is_replayable:
-                    continue
-                if self._spool is None:
-                    self._count_drop("exit", batch.records, "the service was away and there is no spool")
+                    if is_settled:
+                        batch._pass()
                     continue
                 try:
+                    if self._spool is None:
+                        raise SpoolError("exit", "the service was away and there is no spool")
                     self._spool.append(batch)
                 except SpoolError as exc:
-                    self._count_drop(exc.reason, batch.records, str(exc))
+                    if self.settings.is_replayable:
+                        is_settled = False  # it will be read again, so no mark behind it may pass
+                    else:
+                        self._count_drop(exc.reason, batch.records, str(exc))
             if self._spool is not None:
                 self._spool.close()
 

@@ -422,7 +422,7 @@ def test_a_decorated_function_is_a_new_run_each_time_plain_or_async(rig: Rig) ->
         return value
 
     async def both() -> list[int]:
-        return await asyncio.gather(coroutine(1), coroutine(2))
+        return list(await asyncio.gather(coroutine(1), coroutine(2)))
 
     assert plain(7) == 7
     assert plain.__name__ == "plain"

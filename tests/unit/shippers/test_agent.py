@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shippers import Settings
+from shippers import batcher as batcher_module
+from shippers.agent import Agent, main, read_config
+from shippers.batcher import Batcher
+from shippers.record import Origin
+from shippers.tail import Checkpoints, FileSource
+from shippers.testing import CapturingTransport
+from tests.unit.shippers.support import KEY, Service, free_port
+
+TRACE = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    g()\nKeyError: 1\n'
+
+
+class Rig:
+    """An agent over a file, its parts at hand, started and stopped as often as one likes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.log = directory / "shop.log"
+        self.checkpoints = Checkpoints(directory / "state" / "checkpoints.json")
+        self.transport = CapturingTransport()
+        self.now = 0.0
+
+    def start(self, **settings: Any) -> None:
+        self.batcher = Batcher(
+            self.transport,
+            Origin("agent"),
+            settings=Settings(**{"flush_interval_s": 0.01, "backoff_max_s": 0.01, "is_replayable": True, **settings}),
+        )
+        source = FileSource(str(self.log), self.checkpoints.load().get(str(self.log)), grace_s=0.0)
+        self.agent = Agent([(source, {"service.name": "shop"})], self.batcher, self.checkpoints, clock=lambda: self.now)
+
+    def stop(self) -> bool:
+        self.agent.stop.set()
+        self.agent.run()
+        self.agent._clock = time.monotonic
+        arrived = self.agent.finish(20.0, 20.0)
+        self.batcher.close(0.5)
+        return arrived
+
+    def write(self, text: str) -> None:
+        with self.log.open("a") as file:
+            file.write(text)
+
+    def messages(self) -> list[str]:
+        return [record["message"] for record in self.transport.records]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+def test_lines_become_records_that_name_their_place(rig: Rig) -> None:
+    rig.write('2024-12-25T13:00:00Z ERROR it broke\n{"msg": "json", "order": 3}\nlast\n')
+    rig.start()
+    rig.agent.run(is_once=True)
+    rig.stop()
+    first, second, last = rig.transport.records
+    assert (first["message"], first["log.level"], first["service.name"]) == ("it broke", "error", "shop")
+    assert (first["log.file.path"], first["log.offset"], second["log.offset"]) == (str(rig.log), 0, 36)
+    assert (second["msg"], second["order"]) == ("json", 3)
+    assert last["message"] == "last"
+    assert len({record["event.id"] for record in rig.transport.records}) == 3
+
+
+def test_a_line_that_names_its_own_service_is_believed(rig: Rig) -> None:
+    rig.write('{"msg": "a", "service.name": "x"}\n{"msg": "b", "service": {"name": "x"}}\n{"msg": "c", "env": "e"}\n')
+    rig.start()
+    rig.agent.run(is_once=True)
+    rig.stop()
+    dotted, nested, other = rig.transport.records
+    assert dotted["service.name"] == "x"
+    assert "service.name" not in nested
+    assert other["service.name"] == "shop"
+    assert "service.environment" not in other
+
+
+def test_a_traceback_joins_its_line(rig: Rig) -> None:
+    rig.write(f"ERROR:root:it broke\n{TRACE}INFO:root:on\n")
+    rig.start()
+    rig.agent.run(is_once=True)
+    rig.stop()
+    broke, on = rig.transport.records
+    assert (broke["message"], broke["error.type"], on["message"]) == ("root:it broke", "KeyError", "root:on")
+
+
+def test_a_record_that_might_go_on_is_sent_after_a_pause(rig: Rig) -> None:
+    rig.write("one\n")
+    rig.start()
+    rig.agent.step()
+    assert rig.batcher.flush(20.0)
+    assert rig.messages() == []
+    rig.now += 2.0
+    rig.agent.step()
+    assert rig.batcher.flush(20.0)
+    assert rig.messages() == ["one"]
+    rig.stop()
+
+
+def test_checkpoints_move_only_when_records_have_arrived(rig: Rig) -> None:
+    rig.transport.go_away()
+    rig.write("one\ntwo\nthree\n")
+    rig.start()
+    rig.agent.step()
+    rig.now += 2.0
+    rig.agent.step()
+    rig.transport.wait_for_attempts(2)
+    assert rig.checkpoints.load() == {}
+    rig.transport.come_back()
+    assert rig.stop()
+    assert rig.checkpoints.load()[str(rig.log)].offset == rig.log.stat().st_size
+
+
+def test_what_did_not_arrive_before_the_end_is_read_again(rig: Rig) -> None:
+    rig.transport.go_away()
+    rig.write("one\ntwo\n")
+    rig.start()
+    rig.agent.run(is_once=True)
+    rig.agent.stop.set()
+    rig.agent._clock = time.monotonic
+    assert not rig.agent.finish(0.1, 0.1)
+    rig.batcher.close(0.1)
+    rig.agent.settle()
+    assert rig.checkpoints.load() == {}
+    assert rig.batcher.stats()["dropped"] == 0
+
+
+def test_a_restart_sends_neither_twice_nor_too_little(rig: Rig) -> None:
+    for number in range(5):
+        rig.write(f"m{number}\nx{number}\n")
+        rig.start()
+        rig.agent.step()
+        rig.now += 2.0
+        rig.agent.step()
+        assert rig.stop()
+    assert rig.messages() == [text for number in range(5) for text in (f"m{number}", f"x{number}")]
+
+
+def test_what_was_held_at_a_stop_is_read_again(rig: Rig) -> None:
+    rig.write(f"ERROR:root:it broke\n{TRACE[:40]}")
+    rig.start()
+    rig.agent.step()
+    assert rig.stop()
+    rig.write(f"{TRACE[40:]}INFO:root:on\n")
+    rig.start()
+    rig.agent.run(is_once=True)
+    rig.stop()
+    assert [record.get("error.type") for record in rig.transport.records] == ["KeyError", None]
+
+
+def test_lines_that_were_not_acknowledged_come_again_under_the_same_id(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rig.checkpoints, "save", lambda positions: None)
+    rig.write("one\ntwo\n")
+    rig.start()
+    rig.agent.run(is_once=True)
+    assert rig.batcher.flush(20.0)  # arrived, but the agent dies before it has written that down
+    rig.batcher.close()
+    rig.start()
+    rig.agent.run(is_once=True)
+    rig.stop()
+    ids = [record["event.id"] for record in rig.transport.records]
+    assert ids[:2] == ids[2:]
+
+
+def test_while_the_service_is_away_reading_waits_in_bounded_memory(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "_OUTBOX_MAX_BYTES", 1)
+    rig.transport.go_away()
+    rig.write("".join(f"m{number}\n" for number in range(3000)))
+    rig.start(queue_max_records=50, batch_max_records=10)
+    reader = threading.Thread(target=lambda: rig.agent.run(is_once=True))
+    reader.start()
+    rig.transport.wait_for_attempts(2)
+    assert rig.batcher.stats()["queued"] <= 51
+    assert reader.is_alive()
+    rig.transport.come_back()
+    reader.join(30.0)
+    rig.stop()
+    assert rig.messages() == [f"m{number}" for number in range(3000)]
+    assert rig.batcher.stats()["dropped"] == 0
+
+
+# --- as a program ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Any]:
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "shippers.agent", "--state-dir", str(tmp_path / "state"), *arguments]
+        process = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "LOGSVC_API_KEY": KEY},
+            **options,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_once_sends_what_is_there_and_exits(service: Service, tmp_path: Path, program: Any) -> None:
+    (tmp_path / "a.log").write_text("one\ntwo")
+    for _ in range(2):
+        process = program("--once", "--url", service.url, "--service", "shop", str(tmp_path / "a.log"))
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, b"")
+    assert service.messages() == ["one", "two"]
+    assert service.records[0]["service.name"] == "shop"
+    assert service.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+def test_a_stop_signal_flushes_and_keeps_the_checkpoint(service: Service, tmp_path: Path, program: Any) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("".join(f"m{number}\n" for number in range(500)))
+    process = program("--url", service.url, str(log))
+    service.wait_for(499)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
+    process = program("--once", "--url", service.url, str(log))
+    process.communicate(timeout=60)
+    assert service.messages() == [f"m{number}" for number in range(500)]
+
+
+def test_killed_hard_again_and_again_it_loses_nothing(service: Service, tmp_path: Path, program: Any) -> None:
+    log = tmp_path / "a.log"
+    for turn in range(3):
+        with log.open("a") as file:
+            file.writelines(f"m{turn}-{number}\n" for number in range(300))
+        process = program("--url", service.url, str(log))
+        service.wait_for(len(service.records) + 100)
+        process.kill()
+        process.communicate()
+    program("--once", "--url", service.url, str(log)).communicate(timeout=60)
+    by_id = {record["event.id"]: record["message"] for record in service.records}
+    assert sorted(by_id.values()) == sorted(f"m{turn}-{number}" for turn in range(3) for number in range(300))
+
+
+def test_standard_input_is_read_to_its_end_and_spooled_while_the_service_is_away(
+    service: Service, tmp_path: Path, program: Any
+) -> None:
+    spool = str(tmp_path / "spool")
+    away = f"http://127.0.0.1:{free_port()}"
+    process = program("--url", away, "--spool-dir", spool, "--service", "w", "-", stdin=subprocess.PIPE)
+    process.communicate(b"one\ntwo\n", timeout=60)
+    assert process.returncode == 0
+    assert list(Path(spool).rglob("*.batch"))
+
+
+def test_what_cannot_arrive_is_an_exit_code_and_not_a_loss(tmp_path: Path, program: Any, service: Service) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("one\ntwo\n")
+    process = program("--once", "--url", f"http://127.0.0.1:{free_port()}", str(log))
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2.0)  # it tries for a minute
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"sent at the next start" in errors
+    process = program("--once", "--url", service.url, str(log))
+    process.communicate(timeout=60)
+    assert service.messages() == ["one", "two"]
+
+
+def test_two_agents_never_share_their_state(service: Service, tmp_path: Path, program: Any) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("one\ntwo\n")
+    program("--url", service.url, str(log))
+    service.wait_for(1)
+    second = program("--once", "--url", service.url, str(log))
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert b"another agent uses" in errors
+
+
+# --- configuration -----------------------------------------------------------------------------
+
+
+def test_check_says_what_would_be_followed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.log").write_text("x\n")
+    (tmp_path / "agent.toml").write_text(
+        f'url = "http://127.0.0.1:1"\nenvironment = "test"\n'
+        f'[[files]]\npath = "{tmp_path}/a.log"\nservice = "web"\n[[files]]\npath = "{tmp_path}/b.log"\n'
+    )
+    assert main(["--check", "--config", str(tmp_path / "agent.toml")]) == 0
+    out = capsys.readouterr().out
+    assert "a.log: readable; service.name=web service.environment=test" in out
+    assert "b.log: not there yet" in out
+    assert "LOGSVC_API_KEY" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("colour = 'red'", "unknown key colour"),
+        ("api_key = 'x'", "LOGSVC_API_KEY"),
+        ("url = 3", "expected a string"),
+        ("files = 3", r"\[\[files\]\]"),
+        ("[[files]]\nservice = 'x'", "lacks path"),
+        ("[[files]]\npath = 'x'\nnope = 'x'", "unknown key files.nope"),
+        ("not toml", "cannot read"),
+    ],
+)
+def test_a_wrong_configuration_is_an_error_that_names_it(tmp_path: Path, text: str, told: str) -> None:
+    from shippers.agent import ConfigError
+
+    path = tmp_path / "agent.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read_config(str(path))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config", "/nonexistent.toml"], ["/"]])
+def test_a_wrong_command_line_exits_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("shippers.agent: ")
+
+
+def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "examples:" in out
+    assert "[[files]]" in out
