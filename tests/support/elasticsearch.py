@@ -406,6 +406,14 @@ def _holder_pid() -> int | None:
     return None
 
 
+def _release() -> None:
+    """End the process that ``start`` left, and so the server if nobody else uses it."""
+    if pid := _holder_pid():
+        os.kill(pid, signal.SIGTERM)
+        with (cache_dir() / "holder.pid").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # Waits for its end.
+
+
 def _hold() -> int:
     with server() as url, (cache_dir() / "holder.pid").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -431,16 +439,18 @@ def main(command: str = "", kind: str = "test") -> int:
             print(f"unobtainable: {exc}", flush=True)
             return 1
     if command == "start":
-        url = _published_url("test") if _holder_pid() else _first_line(_spawn_self("_hold"))
+        url = _published_url("test") if _holder_pid() else None
+        if url is None:
+            _release()  # A holder whose server is dead holds nothing.
+            url = _first_line(_spawn_self("_hold"))
         print(url)
-        return 0 if url and url.startswith("http") else 1
+        return 0 if url.startswith("http") else 1
     if command == "url":
         url = _published_url("test")
         print(url or "not running")
         return 0 if url else 1
     if command == "stop":
-        if pid := _holder_pid():
-            os.kill(pid, signal.SIGTERM)
+        _release()
         return 0
     print(f"unknown command {command!r}; expected start, url or stop", file=sys.stderr)
     return 2
