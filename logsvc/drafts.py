@@ -227,7 +227,7 @@ class Draft:
         if len(self.labels) >= MAX_LABELS and name not in self.labels:
             self.labels.popitem()
             self.dropped += 1
-        self.label(name, value if type(value) is not dict else _text_of(value))
+        self.label(name, _text_of(value))
 
     def label(self, key: str, value: object) -> None:
         """Attach a value under a key; an object becomes several, with dots."""
