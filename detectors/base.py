@@ -29,7 +29,7 @@ HORIZON_US = 14 * DAY_US
 CHANNELS = ("errors", "template", "warnings", "latency", "silence")
 """Order of the forest's features."""
 
-CUTS = {"errors": 5.0, "template": 5.0, "warnings": 5.0, "latency": 5.0, "silence": 4.5}
+CUTS = {"errors": 6.0, "template": 6.0, "warnings": 6.0, "latency": 6.0, "silence": 5.0}
 
 
 class Count(NamedTuple):

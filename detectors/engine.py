@@ -581,9 +581,16 @@ class Engine:
     ``describe`` is asked for what counts cannot tell about a judgement: texts, service, names.
     """
 
-    def __init__(self, grid: Grid, tenant: str, describe: Callable[[Judgement], Facts]) -> None:
-        self.judge = Judge(grid)
-        self.incidents = Incidents(grid, tenant)
+    def __init__(
+        self,
+        grid: Grid,
+        tenant: str,
+        describe: Callable[[Judgement], Facts],
+        memory: Mapping[str, bytes] | None = None,
+        incidents: bytes | None = None,
+    ) -> None:
+        self.judge = Judge(grid, memory)
+        self.incidents = Incidents(grid, tenant, incidents)
         self.judgements: list[Judgement] = []
         self._describe = describe
 

@@ -187,7 +187,7 @@ class Series:
 
     def template_part(self, id: str, start: int, end: int) -> IntArray:
         """Return the template's records in each step of ``[start, end)``."""
-        out = np.zeros(end - start, np.int64)
+        out: IntArray = np.zeros(end - start, np.int64)
         for block in range(start // BLOCK_STEPS, (end - 1) // BLOCK_STEPS + 1):
             for step, n in self.templates.get(block, {}).get(id, {}).items():
                 if start <= step < end:
@@ -196,7 +196,8 @@ class Series:
 
     def template_errors(self, id: str, start: int, end: int) -> IntArray:
         """Return how many of them can be errors: their counts do not say the level, the step's do."""
-        return np.minimum(self.template_part(id, start, end), self.part(start, end)[Row.ERRORS])
+        errors: IntArray = np.minimum(self.template_part(id, start, end), self.part(start, end)[Row.ERRORS])
+        return errors
 
     def template_past(self, id: str, until: int, decay: FloatArray, first_block: int) -> float:
         """Return the decayed count of the template's clean records before ``until``; ``decay`` is by block."""

@@ -1,0 +1,178 @@
+"""The engine on made-up traffic: what opens a ticket, what does not, and that nothing else matters."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detectors.incidents import Change, ChangeKind
+from tests.unit.detectors.traffic import (
+    DAY_US,
+    HOUR_US,
+    MINUTE_US,
+    NOW_US,
+    Event,
+    burst,
+    grid,
+    normal,
+    opened,
+    replay,
+)
+
+TASKS = ("task:billing.charge", "task:email.send", "task:report.build")
+
+
+def history(days: float, *, seed: int = 1, arrives_us: int = NOW_US, per_minute: float = 10.0) -> list[Event]:
+    start = round(NOW_US - days * DAY_US)
+    return [
+        e for t in TASKS for e in normal(t, start, NOW_US, seed=seed, arrives_us=arrives_us, per_minute=per_minute)
+    ]
+
+
+def live(minutes: float, *, seed: int = 2, units: tuple[str, ...] = TASKS, start_us: int = NOW_US) -> list[Event]:
+    end = round(start_us + minutes * MINUTE_US)
+    return [e for unit in units for e in normal(unit, start_us, end, seed=seed)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_normal_traffic_opens_nothing_neither_in_history_nor_live(seed: int) -> None:
+    changes = replay(history(3, seed=seed) + live(90, seed=seed + 50), NOW_US + 95 * MINUTE_US)
+    assert opened(changes) == []
+
+
+@pytest.mark.parametrize("days", [0.02, 0.2, 3])
+def test_a_burst_after_any_history_opens_one_ticket_for_its_task(days: float) -> None:
+    begin = NOW_US + 10 * MINUTE_US
+    changes = replay(history(days) + live(30) + burst(TASKS[0], begin, n=45), begin + 20 * MINUTE_US)
+    [incident] = opened(changes)
+    assert list(incident.members) == [TASKS[0]]
+    assert incident.kind in {"new_error", "error_burst"}
+    assert begin <= incident.start_us < begin + MINUTE_US
+    assert incident.opened_us <= begin + 5 * MINUTE_US
+    assert incident.versions == {"2": 45} or "2" in incident.versions
+    assert incident.is_notified
+
+
+@pytest.mark.parametrize("hours_ago", [0.2, 5, 20])
+def test_a_burst_that_arrives_late_is_judged_in_the_tick_that_brings_it(hours_ago: float) -> None:
+    begin = round(NOW_US - hours_ago * HOUR_US)
+    arrives = NOW_US + 2 * MINUTE_US
+    changes = replay(history(3) + burst(TASKS[1], begin, n=40, arrives_us=arrives), arrives + 10_000_000)
+    [incident] = opened(changes)
+    assert list(incident.members) == [TASKS[1]]
+    assert incident.resolved_us is None
+    assert incident.opened_us <= arrives + 5_000_000
+
+
+def test_windows_older_than_a_day_open_tickets_that_notify_nobody() -> None:
+    events = history(4) + burst(TASKS[0], NOW_US - 2 * DAY_US, n=60, arrives_us=NOW_US)
+    changes = replay(events, NOW_US + MINUTE_US)
+    [incident] = opened(changes)
+    assert not incident.is_notified
+    assert incident.resolved_us is not None
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_a_blip_of_a_known_error_stays_quiet(n: int) -> None:
+    blip = burst(TASKS[0], NOW_US + 5 * MINUTE_US, n=n, minutes=1, template=f"{TASKS[0]}-known-0")
+    assert opened(replay(history(3) + live(30) + blip, NOW_US + 30 * MINUTE_US)) == []
+
+
+def test_three_hits_of_an_error_never_seen_are_a_ticket_after_a_day() -> None:
+    new = burst(TASKS[0], NOW_US + 5 * MINUTE_US, n=3, minutes=3, template="no such column: ai_model")
+    [incident] = opened(replay(history(3) + live(20) + new, NOW_US + 20 * MINUTE_US))
+    assert incident.kind == "new_error"
+    assert [t.id for t in incident.odd_templates() if t.is_new] == ["no such column: ai_model"]
+
+
+def test_a_ticket_resolves_when_the_task_is_normal_again_and_reopens_when_it_comes_back() -> None:
+    begin = NOW_US + 5 * MINUTE_US
+    events = history(3) + live(150) + burst(TASKS[0], begin) + burst(TASKS[0], begin + 60 * MINUTE_US)
+    changes = replay(events, NOW_US + 150 * MINUTE_US)
+    assert len(opened(changes)) == 1
+    kinds = [c.kind for c in changes if c.kind is not ChangeKind.UPDATED]
+    assert kinds == [ChangeKind.OPENED, ChangeKind.RESOLVED, ChangeKind.REOPENED, ChangeKind.RESOLVED]
+
+
+def test_a_busy_task_that_stops_is_silent_and_resolves_when_it_is_back() -> None:
+    stops, back = NOW_US + 60 * MINUTE_US, NOW_US + 120 * MINUTE_US
+    events = history(3) + live(180, units=TASKS[1:]) + live(60, units=TASKS[:1])
+    events += live(60, units=TASKS[:1], start_us=back)
+    changes = replay(events, NOW_US + 180 * MINUTE_US)
+    [incident] = opened(changes)
+    assert (incident.kind, list(incident.members)) == ("silence", [TASKS[0]])
+    assert stops - MINUTE_US <= incident.start_us <= stops + MINUTE_US
+    assert incident.opened_us <= stops + 20 * MINUTE_US
+    assert incident.resolved_us is not None
+    assert incident.resolved_us >= back
+
+
+def test_history_that_ends_is_no_silence() -> None:
+    assert opened(replay(history(3), NOW_US + 120 * MINUTE_US)) == []
+
+
+def test_everything_that_stops_at_once_is_no_silence_of_one_task() -> None:
+    assert opened(replay(history(3) + live(60), NOW_US + 180 * MINUTE_US)) == []
+
+
+def test_tasks_whose_errors_name_the_same_dependency_share_one_ticket() -> None:
+    begin = NOW_US + 5 * MINUTE_US
+    events = history(3) + live(40)
+    for index, unit in enumerate(TASKS):
+        events += burst(unit, begin + index * 2 * MINUTE_US, n=40, template="dep:payments.internal")
+    [incident] = opened(replay(events, NOW_US + 40 * MINUTE_US))
+    assert list(incident.members) == list(TASKS)
+    assert incident.root == TASKS[0]
+
+
+def test_unrelated_tasks_have_their_own_tickets() -> None:
+    begin = NOW_US + 5 * MINUTE_US
+    events = history(3) + live(30) + burst(TASKS[0], begin) + burst(TASKS[1], begin + MINUTE_US)
+    assert len(opened(replay(events, NOW_US + 30 * MINUTE_US))) == 2
+
+
+def test_warnings_that_triple_and_durations_that_double_are_told() -> None:
+    begin = NOW_US + 5 * MINUTE_US
+    odd = [
+        Event(begin + i * 20_000_000, begin + i * 20_000_000 + 1, TASKS[0], "warn", f"{TASKS[0]}-warning")
+        for i in range(60)
+    ]
+    slow = [
+        Event(begin + i * 6_000_000, begin + i * 6_000_000 + 1, TASKS[1], duration_bucket=210) for i in range(200)
+    ]
+    found = opened(replay(history(3) + live(40) + odd + slow, NOW_US + 40 * MINUTE_US))
+    assert sorted((i.kind, i.root) for i in found) == [("latency", TASKS[1]), ("level_mix", TASKS[0])]
+
+
+def test_short_windows_work_alike() -> None:
+    cut = grid(window_s=30, grace_s=5)
+    begin = NOW_US + 4 * MINUTE_US
+    known = [e for t in TASKS for e in normal(t, NOW_US - DAY_US, NOW_US, seed=1, arrives_us=NOW_US, per_minute=20)]
+    now = [e for t in TASKS for e in normal(t, NOW_US, NOW_US + 8 * MINUTE_US, seed=2, per_minute=20)]
+    changes = replay(known + now + burst(TASKS[0], begin, n=40, minutes=2), NOW_US + 8 * MINUTE_US, cut=cut)
+    [incident] = opened(changes)
+    assert incident.opened_us <= begin + 45_000_000
+
+
+def _told(changes: list[Change]) -> list[tuple[object, ...]]:
+    return [(c.kind, repr(c.incident)) for c in changes]
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 2**32), st.lists(st.integers(0, 60 * 60), min_size=1, max_size=3))
+def test_order_batches_and_restarts_never_matter(seed: int, restarts: list[int]) -> None:
+    rng = random.Random(seed)
+    begin = NOW_US + 10 * MINUTE_US
+    events = history(1, per_minute=3) + live(60, seed=seed)
+    events += burst(TASKS[0], begin, n=30, minutes=8)
+    # Late, in two parts, from before.
+    for part in range(2):
+        events += burst(TASKS[2], NOW_US - 3 * HOUR_US, n=20, arrives_us=begin + part * 7_000_000)
+    expected = replay(events, NOW_US + 60 * MINUTE_US)
+    assert expected
+    rng.shuffle(events)
+    again = replay(events, NOW_US + 60 * MINUTE_US, restart_at=[NOW_US + s * 1_000_000 for s in restarts])
+    assert _told(again) == _told(expected)
