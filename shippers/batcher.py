@@ -505,7 +505,8 @@ class Batcher:
                     slice_s = _LONG_SLICE_S if now - pressed_since > _PRESSED_S else _SLICE_S
                 else:
                     pressed_since, slice_s = None, _SLICE_S
-                if not self._closed:
+                is_waited_for = settings.when_full == "block" and pressed_since is not None
+                if not self._closed and not is_waited_for:
                     # Without a real sleep the application's thread, which waits for the interpreter
                     # in 5 ms steps, would seldom get it: sleep(0) takes it back at once.
                     time.sleep(_PAUSE_S)

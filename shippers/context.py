@@ -87,6 +87,7 @@ class task:  # noqa: N801 - read as a word: with shippers.task("billing.charge")
         max_attempts: How many there are at most.
         queue: The queue that the run came from.
         fields: More fields of the run by their ECS names, such as ``{"task.type": "cron"}``.
+        clock: The time in seconds since 1970, for simulations and tests; None is the real time.
 
     Attributes:
         id: The id of the run, once entered.
@@ -102,7 +103,9 @@ class task:  # noqa: N801 - read as a word: with shippers.task("billing.charge")
         max_attempts: int | None = None,
         queue: str | None = None,
         fields: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        self._clock = clock
         self.name = name
         self.id: str | None = None
         self._given_id = id
@@ -123,9 +126,9 @@ class task:  # noqa: N801 - read as a word: with shippers.task("billing.charge")
         if parent is not None:
             run.setdefault("task.parent.id", parent["task.id"])
             run.setdefault("task.root.id", parent.get("task.root.id") or parent["task.id"])
-        self._entered.append((_fields.set(run), run, time.monotonic_ns()))
+        self._entered.append((_fields.set(run), run, self._ns()))
         if self._report:
-            _send(run, "started", "info", None, None)
+            _send(run, "started", "info", self._clock, None, None)
         return self
 
     def __exit__(
@@ -139,7 +142,7 @@ class task:  # noqa: N801 - read as a word: with shippers.task("billing.charge")
         token, run, started_ns = self._entered.pop()
         if self._report:
             status, level = _outcome(exc)
-            _send(run, status, level, time.monotonic_ns() - started_ns, exc)
+            _send(run, status, level, self._clock, self._ns() - started_ns, exc)
         try:
             _fields.reset(token)
         except ValueError:
@@ -175,8 +178,11 @@ class task:  # noqa: N801 - read as a word: with shippers.task("billing.charge")
 
         return cast(F, run)
 
+    def _ns(self) -> int:
+        return time.monotonic_ns() if self._clock is None else round(self._clock() * 1e9)
+
     def _copy(self) -> task:
-        return task(self.name, id=self._given_id, report=self._report, fields=self._given)
+        return task(self.name, id=self._given_id, report=self._report, fields=self._given, clock=self._clock)
 
 
 def _outcome(exc: BaseException | None) -> tuple[str, str]:
@@ -190,12 +196,19 @@ def _outcome(exc: BaseException | None) -> tuple[str, str]:
 _ECS_OUTCOME = {"succeeded": "success", "failed": "failure", "cancelled": "unknown"}
 
 
-def _send(run: Mapping[str, Any], status: str, level: str, duration_ns: int | None, exc: BaseException | None) -> None:
+def _send(
+    run: Mapping[str, Any],
+    status: str,
+    level: str,
+    clock: Callable[[], float] | None,
+    duration_ns: int | None,
+    exc: BaseException | None,
+) -> None:
     if not _reporters:
         return
     try:
         message = f"task {run['task.name']} {status}"
-        now = datetime.now(timezone.utc)
+        now = datetime.fromtimestamp(time.time() if clock is None else clock(), timezone.utc)
         record: dict[str, Any] = {
             "@timestamp": f"{now:%Y-%m-%dT%H:%M:%S}.{now.microsecond:06d}Z",
             "log.level": level,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -568,3 +569,14 @@ def test_a_record_is_on_its_way_without_a_flush(closing: list[Batcher]) -> None:
     transport.wait_for(1, timeout_s=20.0)
     assert json.dumps(transport.records)
     assert time.monotonic() >= start
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    readme = (Path(shippers.__file__).parent / "README.md").read_text("utf-8")
+    for setting in dataclasses.fields(Settings):
+        row = next((line for line in readme.splitlines() if line.startswith(f"| `{setting.name}` |")), "")
+        assert row, f"{setting.name} is missing from the table"
+        shown = row.split("|")[2].strip().strip("`").replace(",", "")
+        if shown.endswith(" MiB"):
+            shown = str(int(shown[:-4]) * 1024 * 1024)
+        assert shown == str(setting.default)

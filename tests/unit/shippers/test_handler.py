@@ -480,3 +480,13 @@ def test_hostile_names_and_ids_of_tasks_raise_nothing(rig: Rig) -> None:
         rig.logger.info("inside")
     assert rig.records()[0]["task.id"] == "<Hostile>"
     assert len(rig.reports()) == 2
+
+
+def test_a_run_in_simulated_time_is_reported_in_it(rig: Rig) -> None:
+    now = [1_735_128_000.0]
+    with shippers.task("t", report=True, clock=lambda: now[0]):
+        now[0] += 2.5
+    started, succeeded = rig.reports()
+    assert started["@timestamp"] == "2024-12-25T12:00:00.000000Z"
+    assert succeeded["@timestamp"] == "2024-12-25T12:00:02.500000Z"
+    assert succeeded["event.duration"] == 2_500_000_000
