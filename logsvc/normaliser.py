@@ -107,17 +107,7 @@ class Normaliser:
         results: list[ItemResult] = []
         entries: list[Entry] = []
         tally = Tally()
-        constant = {
-            "event_ingested": timestamps.format_us(origin.ingested_us),
-            "data_stream_type": "logs",
-            "data_stream_namespace": origin.tenant,
-            "ingest_source": origin.source,
-            "ingest_protocol": origin.protocol,
-            "ingest_key_id": origin.key_id,
-            "ingest_pipeline_version": PIPELINE_VERSION,
-            "ecs_version": fields.ECS_VERSION,
-            "schema_version": fields.SCHEMA_VERSION,
-        }
+        constant = constants(origin)
         for item in items:
             outcome = self._entry(item, origin, constant, tally)
             if isinstance(outcome, ItemResult):
@@ -143,7 +133,9 @@ class Normaliser:
             draft = read(sent)
         except TooLarge as exc:
             return _too_large(exc.size)
-        entry, event_id = self._finish(draft, origin, constant)
+        self.complete(draft, origin)
+        set_template(draft, self.mask(draft, origin.tenant))
+        entry, event_id = self.encode(draft, origin, constant)
         if len(entry.source) > MAX_RECORD_BYTES + 16_384:  # what we add never counts against the sender
             return _too_large(len(entry.source))
         if draft.conflicts:
@@ -152,26 +144,32 @@ class Normaliser:
         tally.dropped_fields += draft.dropped
         return entry, event_id
 
-    def _finish(self, draft: Draft, origin: Origin, constant: dict[str, Any]) -> tuple[Entry, str]:
+    def complete(self, draft: Draft, origin: Origin) -> None:
+        """Set what every record has: message, level, time, service, environment, kind."""
         values = draft.values
         if "message" not in values:
             values["message"] = values.get("error_message") or values.get("event_action") or ""
         if "log_level" not in values:
-            severity = values.get("event_severity", 9)
+            severity = values.setdefault("event_severity", 9)
             values["log_level"] = _SEVERITY_LEVELS[(severity - 1) // 4]
-            values.setdefault("event_severity", severity)
         if draft.user:
             self._hash_user(draft, origin.tenant)
-        time_us = self._fix_time(draft, origin.ingested_us) // NS_PER_US
-        _set_template(draft, self._mask(draft, origin.tenant))
-        has_client_id = "event_id" in values
-        if not has_client_id:
-            values["event_id"] = f"{origin.ingested_us:014x}{self._id_prefix}{next(self._ids) & 0xFFFFFFFF:08x}"
-        event_id: str = values["event_id"]
-        service = values.setdefault("service_name", "unknown_service")
-        values["event_dataset"] = values["data_stream_dataset"] = service
+        draft.time = self._fix_time(draft, origin.ingested_us)
+        values.setdefault("service_name", "unknown_service")
         values.setdefault("service_environment", "unknown")
         values.setdefault("event_kind", "event")
+
+    def encode(self, draft: Draft, origin: Origin, constant: dict[str, Any]) -> tuple[Entry, str]:
+        """Return the entry of a draft that is complete, masked and has its template; and its ``event.id``."""
+        values = draft.values
+        assert draft.time is not None  # complete() has set it
+        time_us = draft.time // NS_PER_US
+        event_id: str | None = values.get("event_id")
+        has_client_id = event_id is not None
+        if event_id is None:
+            event_id = f"{origin.ingested_us:014x}{self._id_prefix}{next(self._ids) & 0xFFFFFFFF:08x}"
+            values["event_id"] = event_id
+        service = values["event_dataset"] = values["data_stream_dataset"] = values["service_name"]
         values["ingest_late_ms"] = (origin.ingested_us - time_us) // 1_000
         if draft.labels:
             values["labels"] = draft.labels
@@ -223,7 +221,7 @@ class Normaliser:
         values["timestamp"] = timestamps.format_us(ingested_us)
         return ingested_us * NS_PER_US
 
-    def _mask(self, draft: Draft, tenant: str) -> tuple[str, str] | None:
+    def mask(self, draft: Draft, tenant: str) -> tuple[str, str] | None:
         """Mask all that the sender wrote and cut the message to its bound.
 
         Returns:
@@ -312,6 +310,21 @@ _FORMED = frozenset(
 _HEX_IDS = frozenset({"trace_id", "span_id", "transaction_id", "user_hash"})
 
 
+def constants(origin: Origin) -> dict[str, Any]:
+    """Return the attributes that all records of a call share."""
+    return {
+        "event_ingested": timestamps.format_us(origin.ingested_us),
+        "data_stream_type": "logs",
+        "data_stream_namespace": origin.tenant,
+        "ingest_source": origin.source,
+        "ingest_protocol": origin.protocol,
+        "ingest_key_id": origin.key_id,
+        "ingest_pipeline_version": PIPELINE_VERSION,
+        "ecs_version": fields.ECS_VERSION,
+        "schema_version": fields.SCHEMA_VERSION,
+    }
+
+
 def _is_canonical(text: str) -> bool:
     """Tell whether a time that has been parsed is written as we would write it."""
     size = len(text)
@@ -337,7 +350,7 @@ def _time_of_id(event_id: str | None, now_us: int) -> int | None:
     return ms * 1_000 if _OLDEST_ID_MS <= ms <= (now_us + _DAY_US) // 1_000 else None
 
 
-def _set_template(draft: Draft, template: tuple[str, str] | None) -> None:
+def set_template(draft: Draft, template: tuple[str, str] | None) -> None:
     """Set ``log.template.*`` and ``error.id``, from what is masked already."""
     values = draft.values
     message: str = values["message"]
