@@ -178,7 +178,7 @@ def search(
         out = terminal.console()
         # The newest stands last, next to the prompt, as in any log.
         for record in records if oldest_first else reversed(records):
-            out.print(terminal.record_line(record))
+            out.print(terminal.record_line(record), soft_wrap=True)
         about = "at least " if total["relation"] == "gte" else ""
         terminal.console(is_error=True).print(
             f"[dim]{len(records)} of {about}{total['value']} records, {took_ms} ms[/]"
@@ -203,7 +203,7 @@ def tail(
                     sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
                     sys.stdout.flush()
                 else:
-                    out.print(terminal.record_line(record))
+                    out.print(terminal.record_line(record), soft_wrap=True)
 
 
 @tickets_app.command("list")

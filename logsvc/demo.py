@@ -192,7 +192,7 @@ class Demo:
                 status.update(f"{_count(client):>9,} records searchable")
                 return "live" in output.read_text()
 
-            self._wait("the history", 120, has_caught_up, every_s=0.5)
+            self._wait("the history", 150, has_caught_up, every_s=0.5)
             self._wait("detection to have judged it", 60, lambda: _is_judged(client), every_s=0.5)
         say(f"{_count(client):,} records are searchable; live now, and healthy")
 
@@ -286,7 +286,7 @@ class Demo:
                 for record in records:
                     if stop.is_set():
                         return
-                    self._console.print("          ", terminal.record_line(record, with_stack=False))
+                    self._console.print("          ", terminal.record_line(record, with_stack=False), soft_wrap=True)
         except ClientError:
             return  # the service has ended, and the demo says so itself
 
@@ -343,7 +343,7 @@ def run(what: Break, directory: Path, *, store_url: str | None = None) -> int:
             return 0
         console.print("\nIt goes on running until Ctrl-C. In another terminal:\n")
         for command in demo.commands(tickets):
-            console.print(f"  [green]{terminal.clean(command)}[/]", markup=True)
+            console.print(f"  {terminal.clean(command)}", style="green", markup=False, soft_wrap=True)
         console.print(f"\nor {demo.url}/ in a browser; any name, and as password the key in {directory / 'env'}\n")
         signal.pause()
     except DemoFailed as exc:

@@ -178,4 +178,4 @@ def ticket_view(ticket: Mapping[str, Any]) -> Group:
 
 def console(*, is_error: bool = False) -> Console:
     """Return a console for standard output, or for errors."""
-    return Console(stderr=is_error, highlight=False, soft_wrap=True)
+    return Console(stderr=is_error, highlight=False)

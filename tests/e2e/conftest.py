@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.elasticsearch import elasticsearch_url  # noqa: F401 - a fixture
 from tests.support.service import ServiceProcess
 
 
