@@ -227,7 +227,6 @@ def _send(
 
             kind, text, stack = records.capture_error(exc)
             record.update({"error.type": kind, "error.message": text, "error.stack_trace": stack})
-            message += f": {kind}: {text}" if text else f": {kind}"
         record["message"] = message
         _reporters[0](record)
     except Exception:
