@@ -866,7 +866,7 @@ class ElasticStore:
         return deleted
 
     def expire(self, before_us: int) -> int:
-        """Drop days as the protocol says; a day of one tenant counts once.
+        """Drop days as the protocol says; a day of several tenants counts once.
 
         An index goes whole when all tenants' days in it are old; a single tenant's old day in an
         index that lives on (``misc``, or a day that another still writes) is deleted from it.
@@ -896,7 +896,7 @@ class ElasticStore:
         for tenant, day in old:
             self._delete(_filtered(tenant, Span(day * DAY_US, (day + 1) * DAY_US)))
         self._expunge()
-        return len(old)
+        return len({day for _, day in old})
 
     def _expunge(self) -> None:
         """Rewrite the segments that still hold deleted documents, as far as the server lets go of them."""
