@@ -16,6 +16,7 @@ durability (journal.py).
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 from collections import Counter
@@ -107,6 +108,7 @@ class Ingest:
             ingested_us = self._clock()
             call = next(self._calls)
             self._in_flight[call] = ingested_us
+        append: asyncio.Future[int] | None = None
         try:
             origin = Origin(tenant, source, protocol, key_id, ingested_us)
             results: list[ItemResult] = []
@@ -124,17 +126,27 @@ class Ingest:
                 entries += part_entries
                 tally.add(part_tally)
             if entries:
-                await self._journal.append(entries)
+                append = asyncio.ensure_future(self._journal.append(entries))
+                await asyncio.shield(append)
             self._count(results, len(entries), tally)
             return results
         finally:
-            with self._lock:
-                del self._in_flight[call]
+            if append is None or append.done():
+                self._settle(call)
+            else:
+                # The sender hung up, but the journal may still take the entries: until then nothing is settled.
+                append.add_done_callback(lambda done: self._settle(call, done))
 
     def settled_before_us(self) -> int:
         """Return a time: every record with a lower ``event.ingested`` is in the journal, or was refused."""
         with self._lock:
             return min(self._in_flight.values()) if self._in_flight else self._clock()
+
+    def _settle(self, call: int, append: asyncio.Future[int] | None = None) -> None:
+        with self._lock:
+            del self._in_flight[call]
+        if append is not None and not append.cancelled():
+            append.exception()  # nobody is left to be told
 
     def _count(self, results: list[ItemResult], accepted: int, tally: Tally) -> None:
         counters = self.counters

@@ -148,9 +148,11 @@ def test_nothing_is_settled_past_an_accept_in_flight() -> None:
     asyncio.run(scenario())
 
 
-def test_a_cancelled_accept_is_no_longer_in_flight() -> None:
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_cancelled_accept_stays_in_flight_until_the_journal_is_done_with_it(is_full: bool) -> None:
     async def scenario() -> None:
         fixture = Fixture()
+        first_us = fixture.clock.now_us
         fixture.journal.open.clear()
         task = asyncio.create_task(fixture.accept([{"msg": "slow"}]))
         await asyncio.wait_for(fixture.journal.waiting.wait(), TIMEOUT_S)
@@ -158,7 +160,14 @@ def test_a_cancelled_accept_is_no_longer_in_flight() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         fixture.clock.now_us += 1
-        assert fixture.ingest.settled_before_us() == fixture.clock.now_us
+        assert fixture.ingest.settled_before_us() == first_us
+        fixture.journal.is_full = is_full
+        fixture.journal.open.set()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), TIMEOUT_S)
+        await asyncio.sleep(0)  # its callback runs
+        assert len(fixture.journal.entries) == (0 if is_full else 1)
+        assert fixture.ingest.settled_before_us() == first_us + 1
 
     asyncio.run(scenario())
 
