@@ -567,6 +567,7 @@ class ElasticStore:
         outcome = _Outcome()
         seen: set[tuple[str, str]] = set()
         lines: list[tuple[str, Entry]] = []
+        doubtful: list[tuple[str, str, Entry]] = []
         repeated = 0
         for entry in entries:
             index = self._index_of(entry)
@@ -574,8 +575,18 @@ class ElasticStore:
                 repeated += 1
                 continue
             seen.add((index, entry.id))
-            lines.append((index, entry))
-        lines, elsewhere = self._split_off_stored(lines)
+            other = self._other_index(index, entry)
+            if other is None:
+                lines.append((index, entry))
+            else:
+                doubtful.append((other, index, entry))
+        elsewhere = []
+        stored = self._stored_seqs([(other, entry.id) for other, _, entry in doubtful])
+        for other, index, entry in doubtful:
+            if (other, entry.id) in stored:
+                elsewhere.append((other, entry))
+            else:
+                lines.append((index, entry))
         indices = {index for index, _ in lines}
         self._ensure(indices)
         self._to_refresh |= indices
@@ -611,23 +622,6 @@ class ElasticStore:
         if entry.has_client_id and entry.time_us == entry.ingested_us:
             return self._day_index(day - 1)  # Without a time of its own it has that of its arrival.
         return None
-
-    def _split_off_stored(
-        self, lines: list[tuple[str, Entry]]
-    ) -> tuple[list[tuple[str, Entry]], list[tuple[str, Entry]]]:
-        """Return the lines that are to be created, and those that another index has already."""
-        others = [(self._other_index(index, entry), index, entry) for index, entry in lines]
-        asked = [(other, entry.id) for other, _, entry in others if other is not None]
-        if not asked:
-            return lines, []
-        stored = self._stored_seqs(asked)
-        new, elsewhere = [], []
-        for other, index, entry in others:
-            if other is not None and (other, entry.id) in stored:
-                elsewhere.append((other, entry))
-            else:
-                new.append((index, entry))
-        return new, elsewhere
 
     def _bulk(self, lines: Sequence[tuple[str, bytes, Entry]]) -> _Outcome:
         body = b"".join(

@@ -45,12 +45,21 @@ def entries(n: int, seed: int = 7) -> list[Entry]:
             "log.logger": "shop.billing",
             "log.template.id": f"v1:{rng.randrange(300):016x}",
             "organization.id": f"customer-{rng.randrange(1_000)}",
+            "event.duration": rng.randrange(10**6, 10**10),
         }
         message = f"{' '.join(rng.choices(words, k=8))} order={rng.randrange(10**6)} took {rng.randrange(5_000)} ms"
         level = rng.choices(("debug", "info", "warn", "error"), (2, 12, 1, 1))[0]
         time_us = T0 // DAY_US * DAY_US + seq * (DAY_US // (n + 1))
         made.append(
-            make_entry(seq, time_us, message, id=str(uuid.UUID(int=rng.getrandbits(128))), level=level, **fields)
+            make_entry(
+                seq,
+                time_us,
+                message,
+                ingested_us=time_us + 1_500_000,
+                id=str(uuid.UUID(int=rng.getrandbits(128))),
+                level=level,
+                **fields,
+            )
         )
     return made
 
