@@ -53,9 +53,10 @@ _VARIABLE = re.compile(
     | (?P<path> (?<![\w/.~]) (?: [A-Za-z]:\\ | \\\\ | \.{0,2}/ | ~/ ) [\w.@%+~-]+ (?:[/\\][\w.@%+~-]*)* )
     | (?P<hex> (?<!\w) (?:\dx[0-9a-fA-F]+ | [0-9a-fA-F]{8,}) (?!\w) )
     | (?P<num> (?<![\w.]) [-+]?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?
-               (?: % | (?:ns|us|µs|ms|s|m|h|d|[kKMGT]i?B|B|k|M)(?!\w) )? (?![\w-]) )
+               (?: % | (?:ns|us|µs|ms|s|m|h|d|[kKMGT]i?B|B|k|M)(?!\w) )? (?![\w-]|[.,]\d) )
     | (?P<class> (?<![\w.]) [A-Za-z_]\w* (?:\.[A-Za-z_]\w*)* \.[A-Z][a-z]+[A-Za-z]* (?![\w.]*\w) )
     | (?P<id> (?<![\w.+-]) [\w.+-]*\d [\w.+-]* )
+    | (?P<digits> \d+ )
     """,
     re.VERBOSE | re.ASCII,
 )
@@ -74,6 +75,8 @@ def _placeholder(match: re.Match[str]) -> str:
     if kind == "class":
         # psycopg2.errors.UndefinedColumn: the digit names a package, so the class is kept.
         return word if word.isascii() and not any(map(str.isdigit, word)) else word.rpartition(".")[2]
+    if kind == "digits":  # what an alternative before left over
+        return "<num>"
     # The full stop of a sentence is no part of its last word.
     trail = ".-+" if kind == "id" else ".,;:)]" if kind in ("url", "path") else ""
     return f"<{kind}>{word[len(word.rstrip(trail)) :]}" if trail else f"<{kind}>"
