@@ -107,8 +107,8 @@ class Judgement:
     """A window that is odd (``is_raised``), or follows an odd one and is not yet normal.
 
     ``start_us`` and ``end_us`` bound the odd records, ``window_end_us`` is where the window ends that
-    was judged. ``is_ongoing`` says that the newest odd records alone are odd still, so that what lies
-    an hour back neither keeps an incident open nor brings it back.
+    was judged. ``recent`` is the surprise of the newest three windows alone, so that what lies an hour
+    back neither keeps an incident open nor brings it back.
     ``kind`` is error_burst, new_error, silence, latency, level_mix or joint; joint means that only
     the forest raised it. ``findings`` has the strongest first. ``versions`` are the releases of the
     failing records with their counts, most first. ``series`` has (start_us, observed, expected) for
@@ -122,7 +122,7 @@ class Judgement:
     strength: float
     kind: str
     is_raised: bool
-    is_ongoing: bool
+    recent: float
     findings: tuple[Finding, ...]
     records: int
     errors: int

@@ -364,9 +364,9 @@ class Judge:
         if joint:
             findings.insert(0, Finding("joint", "score", joint, 1.0, joint, windows * self.grid.window_us))
         strength = joint or float(strengths.max())
-        is_ongoing = is_learning or bool(found.short[at] >= _HOLD_SURPRISE)
+        recent = np.inf if is_learning else float(found.short[at])
         out.append(
-            self._judgement(name, unit, (start, end, step), strength, kind, is_raised, is_ongoing, findings, found, top)
+            self._judgement(name, unit, (start, end, step), strength, kind, is_raised, recent, findings, found, top)
         )
 
     def _extent(self, unit: _Unit, found: Evaluation, channel: int, step: int, start: int) -> tuple[int, int]:
@@ -402,7 +402,7 @@ class Judge:
         strength: float,
         kind: str,
         is_raised: bool,
-        is_ongoing: bool,
+        recent: float,
         findings: list[Finding],
         found: Evaluation | None,
         channel: int,
@@ -431,7 +431,7 @@ class Judge:
             strength=strength,
             kind=kind,
             is_raised=is_raised,
-            is_ongoing=is_ongoing,
+            recent=recent,
             findings=tuple(findings),
             records=int(counts[Row.RECORDS].sum()),
             errors=int(counts[Row.ERRORS].sum()),
@@ -520,7 +520,7 @@ class Judge:
         self, name: str, unit: _Unit, start: int, step: int, strength: float, findings: list[Finding]
     ) -> Judgement:
         where = (start, step + 1, step)
-        return self._judgement(name, unit, where, strength, "silence", bool(findings), True, findings, None, _SILENCE)
+        return self._judgement(name, unit, where, strength, "silence", bool(findings), np.inf, findings, None, _SILENCE)
 
     # The forest ------------------------------------------------------------------------------------------------------
 

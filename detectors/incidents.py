@@ -13,6 +13,7 @@ Not here: what is odd (engine.py), tickets and people (the service).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -28,6 +29,7 @@ _REJOIN_WINDOWS = 15
 _JOIN_WINDOWS = 12
 _FRESH_WINDOWS = 4
 _SAME_SERVICE_WINDOWS = 2
+_REOPEN_SURPRISE, _EXTEND_SURPRISE = 2.5, 1.3
 _KINDS = ("new_error", "error_burst", "silence", "latency", "level_mix", "joint")
 """From the most to the least telling; an incident has the most telling kind of its windows."""
 
@@ -163,10 +165,10 @@ class Incidents:
             if incident.id in changed:
                 incident.updated_us = max(cutoff_us, incident.updated_us)
                 incident.told_end_us = incident.end_us
-                out.append(Change(changed[incident.id], dataclasses.replace(incident)))
+                out.append(Change(changed[incident.id], copy.deepcopy(incident)))
             if incident.resolved_us is None and self._is_over(incident, cutoff_us):
                 incident.resolved_us = incident.updated_us = cutoff_us
-                out.append(Change(ChangeKind.RESOLVED, dataclasses.replace(incident)))
+                out.append(Change(ChangeKind.RESOLVED, copy.deepcopy(incident)))
         forgotten = (_REJOIN_WINDOWS + _HOLD_WINDOWS) * self._grid.window_us
         self._incidents = [
             i
@@ -261,12 +263,17 @@ class Incidents:
         self, incident: Incident, judgement: Judgement, cutoff_us: int, describe: Callable[[Judgement], Facts]
     ) -> ChangeKind | None:
         """Take one window in; return what people should hear of it, if anything."""
-        if incident.resolved_us is not None and incident.windows and not judgement.is_ongoing:
-            return None
         member = incident.members[judgement.unit]
+        is_first = incident.windows == 0
+        if incident.resolved_us is not None:
+            if judgement.recent < _REOPEN_SURPRISE or judgement.end_us <= incident.end_us:
+                return None
+        elif judgement.recent < _EXTEND_SURPRISE and judgement.window_end_us > member.end_us and not is_first:
+            return None
         member.start_us = min(member.start_us, judgement.start_us)
         member.end_us = max(member.end_us, judgement.end_us)
-        incident.last_tick_us = max(incident.last_tick_us, cutoff_us)
+        if is_first or judgement.start_us < incident.start_us or judgement.end_us > incident.end_us:
+            incident.last_tick_us = max(incident.last_tick_us, cutoff_us)
         incident.start_us = min(incident.start_us, judgement.start_us)
         incident.end_us = max(incident.end_us, judgement.end_us)
         if not judgement.is_raised:

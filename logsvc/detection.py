@@ -156,6 +156,11 @@ class Detection:
         """Look at the clock now rather than at the next tick."""
         self._woken.set()
 
+    @property
+    def worker_pid(self) -> int | None:
+        """Return the id of the process that judges, None if it does not run."""
+        return self._worker.pid
+
     def metrics(self) -> dict[str, Callable[[], float]]:
         """Return readers of the metrics of detection, by name."""
         return {
@@ -300,7 +305,7 @@ class Detection:
                 low = middle
         return low * TICK_US
 
-    def _counts(self, tenant: str, ingested: Span, span: Span = Span()) -> list[Count]:  # noqa: B008 - frozen
+    def _counts(self, tenant: str, ingested: Span, span: Span = Span()) -> list[Count]:
         found = self._store.window_counts(
             tenant, ingested=ingested, span=span, step_us=self._grid.step_us, dimensions=_DIMENSIONS
         )

@@ -77,7 +77,9 @@ def burst(
     gap = minutes * MINUTE_US / n
     times = [int(start_us + gap * i) for i in range(n)]
     template = template or f"{unit}-broken"
-    return [Event(t, t + 1_000_000 if arrives_us is None else arrives_us, unit, "error", template, version) for t in times]
+    return [
+        Event(t, t + 1_000_000 if arrives_us is None else arrives_us, unit, "error", template, version) for t in times
+    ]
 
 
 def counts(events: Iterable[Event], step_us: int) -> list[Count]:
@@ -121,9 +123,7 @@ def replay(
             before = [e for e in events if e.ingested_us < cutoff - TICK_US]
             horizon = engine.judge.horizon_us(cutoff - TICK_US)
             engine = Engine(cut, "default", facts, memory, engine.incidents.encode())
-            engine.judge.restore(
-                counts((e for e in before if e.time_us >= horizon), cut.step_us), cutoff - TICK_US
-            )
+            engine.judge.restore(counts((e for e in before if e.time_us >= horizon), cut.step_us), cutoff - TICK_US)
         delta = by_tick.get(cutoff, [])
         if delta or not engine.is_idle(cutoff):
             changes += engine.advance(counts(delta, cut.step_us), cutoff)
@@ -138,4 +138,17 @@ def opened(changes: Iterable[Change]) -> list[Incident]:
     return [last[c.incident.id] for c in changes if c.kind is ChangeKind.OPENED]
 
 
-__all__ = ["DAY_US", "HOUR_US", "MINUTE_US", "NOW_US", "Event", "burst", "counts", "facts", "grid", "normal", "opened", "replay"]
+__all__ = [
+    "DAY_US",
+    "HOUR_US",
+    "MINUTE_US",
+    "NOW_US",
+    "Event",
+    "burst",
+    "counts",
+    "facts",
+    "grid",
+    "normal",
+    "opened",
+    "replay",
+]

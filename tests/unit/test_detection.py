@@ -1,0 +1,335 @@
+"""Detection: the thread, the worker process and the transactions around the detectors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from logsvc.detection import Detection
+from logsvc.errors import StoreUnavailable
+from logsvc.query import Node, parse
+from logsvc.records import Entry
+from logsvc.settings import DetectionSettings
+from logsvc.state import Blob, State, open_state
+from logsvc.store import Hit, Order, Page, Position, Span, WindowCount
+from logsvc.tickets import Severity, Ticket, TicketState
+from tests.support import oracle
+from tests.support.records import make_entry
+from tests.support.tickets import FakeClock
+from tests.unit.detectors.traffic import MINUTE_US, NOW_US, Event, burst, normal
+
+TASKS = ("task:billing.charge", "task:email.send")
+TIMEOUT_S = 60
+
+
+class MemoryStore:
+    """The reading half of a store over a list of entries, by the oracle."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.is_away = False
+
+    def tenants(self) -> list[str]:
+        self._enter()
+        return sorted({entry.tenant for entry in self.entries})
+
+    def search(
+        self,
+        tenant: str,
+        query: Node,
+        span: Span = oracle.ALWAYS,
+        *,
+        limit: int = 50,
+        order: Order = Order.NEWEST_FIRST,
+        **_: object,
+    ) -> Page:
+        self._enter()
+        near = [e for e in self.entries if oracle.in_span(e.time_us, span)]
+        found = sorted(oracle.hits(near, tenant, query, span), key=lambda e: (e.time_us, e.seq))
+        if order is Order.NEWEST_FIRST:
+            found.reverse()
+        return Page(tuple(Hit(e.id, Position(e.time_us, e.seq), e.source) for e in found[:limit]), None)
+
+    def window_counts(
+        self, tenant: str, *, ingested: Span, span: Span = oracle.ALWAYS, **where: object
+    ) -> list[WindowCount]:
+        self._enter()
+        near = [e for e in self.entries if oracle.in_span(e.ingested_us, ingested) and oracle.in_span(e.time_us, span)]
+        return oracle.window_counts(near, tenant, ingested=ingested, span=span, **where)
+
+    def _enter(self) -> None:
+        if self.is_away:
+            raise StoreUnavailable("the store is away")
+
+
+class Pipeline:
+    """Everything is searchable, or nothing is."""
+
+    def __init__(self) -> None:
+        self.is_complete = True
+
+    def searchable_before(self, us: int, timeout_s: float) -> bool:
+        del us, timeout_s
+        return self.is_complete
+
+
+class WatchedState:
+    """A state that says when something was committed, and can lose its database."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.events: list[tuple[str, Ticket]] = []
+        self.cursor_us = 0
+        self.failures = 0
+        self.changed = threading.Condition()
+
+    def checkpoint(self, tenant: str) -> int | None:
+        return self._state.checkpoint(tenant)
+
+    def checkpoints(self) -> dict[str, int]:
+        return self._state.checkpoints()
+
+    def blobs(self, tenant: str) -> dict[str, Blob]:
+        return self._state.blobs(tenant)
+
+    def get_ticket(self, tenant: str, id: str) -> Ticket | None:
+        return self._state.get_ticket(tenant, id)
+
+    def commit_tick(
+        self,
+        tenant: str,
+        cursor_us: int,
+        *,
+        now_us: int,
+        tickets: Iterable[Ticket] = (),
+        events: Iterable[tuple[str, Ticket]] = (),
+        blobs: Mapping[str, Blob | None] = {},
+    ) -> None:
+        events = list(events)
+        if events and self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("the database is away")
+        self._state.commit_tick(tenant, cursor_us, now_us=now_us, tickets=tickets, events=events, blobs=blobs)
+        with self.changed:
+            self.events += events
+            self.cursor_us = cursor_us
+            self.changed.notify_all()
+
+    def wait_for_event(self, type_: str) -> Ticket:
+        with self.changed:
+            assert self.changed.wait_for(lambda: any(t == type_ for t, _ in self.events), TIMEOUT_S), self.events
+            return next(ticket for t, ticket in self.events if t == type_)
+
+    def wait_for_cursor(self, us: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.cursor_us >= us, TIMEOUT_S), self.cursor_us
+
+
+class Bench:
+    """Detection over made-up records, and a clock that the test moves."""
+
+    def __init__(self, path: Path) -> None:
+        self.state = WatchedState(open_state(f"sqlite:///{path / 'state.db'}"))
+        self.store = MemoryStore()
+        self.pipeline = Pipeline()
+        self.clock = FakeClock(NOW_US)
+        self.detection = self.make()
+
+    def make(self) -> Detection:
+        cut = DetectionSettings(window=timedelta(minutes=5), grace=timedelta(seconds=60))
+        return Detection(self.store, self.pipeline, self.state, cut, clock=self.clock)  # type: ignore[arg-type]
+
+    def restart(self) -> None:
+        self.detection.close()
+        self.detection = self.make()
+        self.detection.open()
+
+    def add(self, events: Sequence[Event], tenant: str = "default") -> None:
+        entries = []
+        for event in events:
+            name = event.unit.partition(":")[2]
+            extra = {"error.type": "ValueError", "error.message": event.template} if event.level == "error" else {}
+            entries.append(
+                make_entry(
+                    len(self.store.entries) + len(entries) + 1,
+                    event.time_us,
+                    f"{event.level} in {name}",
+                    tenant=tenant,
+                    ingested_us=event.ingested_us,
+                    level=event.level,
+                    service=name.partition(".")[0],
+                    **{
+                        "task.name": name,
+                        "service.version": event.version,
+                        "log.template.id": event.template or "v1:info",
+                        "log.template.text": f"text of {event.template}",
+                        **extra,
+                    },
+                )
+            )
+        self.store.entries += entries
+
+    def go(self, us: int) -> None:
+        """Move the clock and let detection see it."""
+        self.clock.now_us = us
+        self.detection.wake()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.detection.close()
+
+
+def history(hours: float = 4, per_minute: float = 4) -> list[Event]:
+    start = round(NOW_US - hours * 60 * MINUTE_US)
+    return [
+        event
+        for unit in TASKS
+        for event in normal(unit, start, NOW_US, seed=3, arrives_us=NOW_US + 1, per_minute=per_minute)
+    ]
+
+
+def test_a_burst_becomes_a_ticket_that_says_what_an_engineer_needs(bench: Bench) -> None:
+    begin = NOW_US - 30 * MINUTE_US
+    bench.add(history() + burst(TASKS[0], begin, n=40, arrives_us=NOW_US + 7_000_000, template="v1:broken"))
+    bench.detection.open()
+    bench.go(NOW_US + 10_000_000)
+    ticket = bench.state.wait_for_event("anomaly.opened")
+    assert (ticket.task, ticket.tasks, ticket.service) == ("billing.charge", ["billing.charge"], "billing")
+    assert ticket.kind == "new_error"
+    assert ticket.severity is Severity.HIGH
+    assert ticket.state is TicketState.OPEN
+    assert ticket.releases[0] == "2"
+    assert 0.5 < ticket.score <= 1
+    assert ticket.observed > 5 * ticket.expected
+    new = ticket.fingerprints[0]
+    assert (new.id, new.text, new.is_new) == ("v1:broken", "text of v1:broken", True)
+    assert "billing.charge: " in ticket.title
+    assert "since 11:30 UTC" in ticket.title
+    assert "text of v1:broken" in ticket.title
+    assert 1 <= len(ticket.samples) <= 5
+    assert ticket.samples[0]["log.template.id"] == "v1:broken"
+    assert ticket.opened_at == "2026-11-22T12:00:10Z"
+    assert len(ticket.series) == 60
+    found = bench.store.search("default", parse(ticket.query, NOW_US), limit=1000).hits
+    assert len(found) >= 40
+    assert bench.state.get_ticket("default", ticket.id) is not None
+
+
+def test_normal_records_open_nothing(bench: Bench) -> None:
+    bench.add(history())
+    bench.detection.open()
+    bench.go(NOW_US + 60 * MINUTE_US)
+    bench.state.wait_for_cursor(NOW_US + 59 * MINUTE_US)
+    assert bench.state.events == []
+
+
+def test_a_ticket_resolves_and_people_hear_of_it(bench: Bench) -> None:
+    bench.add(history() + burst(TASKS[0], NOW_US - 10 * MINUTE_US, n=40, arrives_us=NOW_US + 1))
+    bench.detection.open()
+    bench.go(NOW_US + 10_000_000)
+    bench.state.wait_for_event("anomaly.opened")
+    bench.go(NOW_US + 60 * MINUTE_US)
+    ticket = bench.state.wait_for_event("anomaly.resolved")
+    assert ticket.state is TicketState.RESOLVED
+    assert ticket.resolved_at is not None
+
+
+def test_a_failed_commit_is_done_again_and_nothing_is_told_twice(bench: Bench) -> None:
+    bench.state.failures = 1
+    bench.add(history() + burst(TASKS[0], NOW_US - 10 * MINUTE_US, n=40, arrives_us=NOW_US + 1))
+    bench.detection.open()
+    bench.go(NOW_US + 10_000_000)
+    with bench.state.changed:
+        assert bench.state.changed.wait_for(lambda: bench.state.events or _nudge(bench), TIMEOUT_S)
+    bench.state.wait_for_event("anomaly.opened")
+    assert [type_ for type_, _ in bench.state.events] == ["anomaly.opened"]
+
+
+def _nudge(bench: Bench) -> bool:
+    bench.detection.wake()
+    return False
+
+
+def test_a_restart_and_a_killed_worker_change_nothing(tmp_path: Path) -> None:
+    told = []
+    for is_disturbed in (False, True):
+        folder = tmp_path / str(is_disturbed)
+        folder.mkdir()
+        bench = Bench(folder)
+        begin = NOW_US + 3 * MINUTE_US
+        for unit in TASKS:
+            bench.add(normal(unit, NOW_US - 240 * MINUTE_US, NOW_US, seed=3, arrives_us=NOW_US + 1, per_minute=1))
+            bench.add(normal(unit, NOW_US, NOW_US + 12 * MINUTE_US, seed=4, per_minute=4))
+        bench.add(burst(TASKS[0], begin, n=40))
+        bench.detection.open()
+        for minute in range(1, 12, 2):
+            bench.go(NOW_US + minute * MINUTE_US)
+            bench.state.wait_for_cursor(NOW_US + minute * MINUTE_US)
+            if is_disturbed and minute == 5:
+                bench.restart()
+            if is_disturbed and minute == 7:
+                pid = bench.detection.worker_pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+        told.append([(type_, ticket) for type_, ticket in bench.state.events])
+        bench.detection.close()
+    assert told[0]
+    assert told[0] == told[1]
+
+
+def test_while_records_are_not_searchable_it_is_blind_and_says_so_once(bench: Bench) -> None:
+    bench.add(history())
+    bench.detection.open()
+    bench.go(NOW_US + 10_000_000)
+    bench.state.wait_for_cursor(NOW_US + 5_000_000)
+    bench.pipeline.is_complete = False
+    bench.go(NOW_US + 10 * MINUTE_US)
+    ticket = bench.state.wait_for_event("anomaly.opened")
+    assert (ticket.kind, ticket.task, ticket.severity) == ("self", None, Severity.HIGH)
+    assert bench.detection.metrics()["detection_is_blind"]() == 1
+    bench.pipeline.is_complete = True
+    bench.go(NOW_US + 11 * MINUTE_US)
+    resolved = bench.state.wait_for_event("anomaly.resolved")
+    assert resolved.id == ticket.id
+    assert [type_ for type_, _ in bench.state.events] == ["anomaly.opened", "anomaly.resolved"]
+
+
+def test_tenants_are_judged_apart(bench: Bench) -> None:
+    bench.add(history())
+    bench.add(history() + burst(TASKS[0], NOW_US - 10 * MINUTE_US, n=40, arrives_us=NOW_US + 1), tenant="other")
+    bench.detection.open()
+    bench.go(NOW_US + 10_000_000)
+    assert bench.state.wait_for_event("anomaly.opened").tenant == "other"
+    assert {ticket.tenant for _, ticket in bench.state.events} == {"other"}
+
+
+def test_the_worker_ends_with_its_parent(bench: Bench) -> None:
+    bench.add(history(hours=0.1))
+    bench.detection.open()
+    bench.go(NOW_US + 10_000_000)
+    bench.state.wait_for_cursor(NOW_US + 5_000_000)
+    pid = bench.detection.worker_pid
+    assert pid is not None
+    bench.detection.close()
+    deadline = time.monotonic() + TIMEOUT_S
+    while _runs(pid) and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    assert not _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
