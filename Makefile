@@ -49,8 +49,8 @@ test: $(INSTALLED) ## Run every test, those against a real Elasticsearch include
 	fi; \
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-quick: $(INSTALLED) ## Run the unit tests: under a minute, no server needed.
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not elasticsearch" tests/unit $(ARGS)
+quick: $(INSTALLED) ## Run the unit tests: under a minute on a quiet machine, no server needed.
+	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=quick -m "not slow and not elasticsearch" tests/unit $(ARGS)
 
 check: $(INSTALLED) ## Check formatting, lint, types and the boundaries between packages.
 	$(BIN)/ruff format --check
