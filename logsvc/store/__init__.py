@@ -111,7 +111,7 @@ class WindowCount(NamedTuple):
     step_us: int
     dimension: Dimension
     key: str
-    count: int
+    count: int  # type: ignore[assignment]  # the word for it; nobody asks a row for tuple.count
 
 
 @dataclass(frozen=True, slots=True)

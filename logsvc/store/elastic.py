@@ -42,7 +42,7 @@ import msgspec
 from elastic_transport import ConnectionTimeout, Serializer, Transport, TransportError
 from elastic_transport.client_utils import url_to_node_config
 
-from logsvc.errors import LogsvcError, QueryTooExpensive, SettingsError, StoreUnavailable
+from logsvc.errors import LogsvcError, QueryTooExpensive, SchemaMismatch, SettingsError, StoreUnavailable
 from logsvc.fields import ECS_VERSION, FIELDS, LEVELS, MAX_TOKEN_CHARS, SCHEMA_VERSION, FieldType, resolve
 from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, indexable
 from logsvc.records import Entry
@@ -546,6 +546,9 @@ class ElasticStore:
         with self._lock:
             for index in sorted(set(indices) - self._created):
                 if not self._has_template:
+                    # The server may have been away when the service started and compared nothing.
+                    if differences := self.check_schema():
+                        raise SchemaMismatch("the store's mapping", differences)
                     template = {
                         "index_patterns": [f"{self._alias}-*"],
                         "priority": 200,
@@ -953,11 +956,19 @@ class ElasticStore:
             raise QueryTooExpensive(too_slow)
         path = f"/{self._target(span)}/_search?ignore_unavailable=true&allow_partial_search_results=false"
         body = {**body, "timeout": f"{max(1, round(timeout_s * 1_000))}ms"}
-        try:
-            # The server watches its timeout only now and then, and the answer has to travel.
-            found = self._ask("POST", path, body, timeout_s=timeout_s + 1)
-        except _TimedOut:
-            raise QueryTooExpensive(too_slow) from None
+        deadline = time.monotonic() + timeout_s
+        found: bytes | None = None
+        while found is None:
+            try:
+                # The server watches its timeout only now and then, and the answer has to travel.
+                found = self._ask("POST", path, body, timeout_s=timeout_s + 1)
+            except _TimedOut:
+                raise QueryTooExpensive(too_slow) from None
+            except _NotStarted:
+                # An index is in the alias as soon as it is made, a moment before its shard can be searched.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_NOT_STARTED_POLL_S)
         searched = msgspec.json.decode(found, type=_Searched)
         if searched.timed_out:
             raise QueryTooExpensive(too_slow)
@@ -1027,11 +1038,22 @@ class ElasticStore:
         if meta.status == 400:
             raise LogsvcError(f"the store does not understand {method} {path.partition('?')[0]}: {described}")
         hint = "; check the user and password in its address" if meta.status in (401, 403) else ""
-        raise StoreUnavailable(f"the store at {self._address} answered {described}{hint}")
+        is_starting = meta.status == 503 and failure.type in _NO_SHARD
+        raise (_NotStarted if is_starting else StoreUnavailable)(
+            f"the store at {self._address} answered {described}{hint}"
+        )
+
+
+_NO_SHARD = ("search_phase_execution_exception", "no_shard_available_action_exception")
+_NOT_STARTED_POLL_S = 0.1
 
 
 class _TimedOut(StoreUnavailable):
     """No answer in time."""
+
+
+class _NotStarted(StoreUnavailable):
+    """A shard cannot be searched now: its index was just made, or its node is away."""
 
 
 class _Refused(LogsvcError):
