@@ -35,6 +35,19 @@ def clean(text: object) -> str:
     return _CONTROL.sub("�", str(text))
 
 
+def few(expected: float) -> str:
+    """Return an expected count as people read it: two digits, and nothing below a tenth.
+
+    >>> few(0.004), few(12.3)
+    ('under 0.1', '12')
+    """
+    return "under 0.1" if expected < 0.1 else f"{expected:.2g}"
+
+
+def _moment(time: object) -> str:
+    return str(time)[:19].replace("T", " ")
+
+
 def record_line(record: Mapping[str, Any], *, with_stack: bool = True) -> Text:
     """Return one record as a line: time, level, service, task, message; the stack below it."""
     level = str(record.get("log.level", ""))
@@ -49,7 +62,8 @@ def record_line(record: Mapping[str, Any], *, with_stack: bool = True) -> Text:
     if error_type and str(error_type) not in str(record.get("message", "")):
         line.append(f"  {clean(error_type)}: {clean(record.get('error.message', ''))}", style="red")
     if with_stack and record.get("error.stack_trace"):
-        for row in clean(record["error.stack_trace"]).rstrip().splitlines()[-6:]:
+        rows = [row for row in clean(record["error.stack_trace"]).rstrip().splitlines() if row.strip(" ^~")]
+        for row in rows[-6:]:
             line.append(f"\n    {row}", style="dim")
     return line
 
@@ -74,7 +88,7 @@ def tickets_table(tickets: Sequence[Mapping[str, Any]]) -> Table:
                 str(ticket["id"]),
                 Text(str(ticket["state"]), style=STATE_STYLES.get(str(ticket["state"]), "")),
                 Text(str(ticket["severity"]), style=SEVERITY_STYLES.get(str(ticket["severity"]), "")),
-                str(ticket["opened_at"])[:19].replace("T", " "),
+                _moment(ticket["opened_at"]),
                 str(ticket["title"]),
             )
             for ticket in tickets
@@ -132,9 +146,9 @@ def ticket_view(ticket: Mapping[str, Any]) -> Group:
         ("Task", ", ".join(ticket.get("tasks") or []) or "none"),
         ("Service", ticket.get("service") or "unknown"),
         ("Release", ", ".join(ticket.get("releases") or []) or "unknown"),
-        ("Odd", f"{ticket['window']['start'][:19]} to {ticket['window']['end'][:19]} UTC".replace("T", " ")),
-        ("Opened", str(ticket["opened_at"])[:19].replace("T", " ") + " UTC"),
-        ("Resolved", (str(ticket["resolved_at"])[:19].replace("T", " ") + " UTC") if ticket.get("resolved_at") else ""),
+        ("Odd", f"{_moment(ticket['window']['start'])} to {_moment(ticket['window']['end'])} UTC"),
+        ("Opened", _moment(ticket["opened_at"]) + " UTC"),
+        ("Resolved", (_moment(ticket["resolved_at"]) + " UTC") if ticket.get("resolved_at") else ""),
         (
             "Judged by",
             f"{ticket['detector']['name']} {ticket['detector']['version']}, model {ticket['model']['version']}",
@@ -145,13 +159,13 @@ def ticket_view(ticket: Mapping[str, Any]) -> Group:
     parts: list[Any] = [Panel(head, box=box.ROUNDED), facts]
     parts.append(
         Text(
-            f"\n{float(ticket['observed']):g} {ticket['unit']}, {float(ticket['expected']):.2g} expected", style="bold"
+            f"\n{float(ticket['observed']):g} {ticket['unit']}, {few(float(ticket['expected']))} expected", style="bold"
         )
     )
     parts.append(burst_chart(ticket.get("series") or []))
     if ticket.get("evidence"):
         rows = [
-            (e["feature"], f"{e['observed']:g}", f"{e['expected']:.2g}", f"{e['score']:.2f}", e["text"])
+            (e["feature"], f"{e['observed']:g}", few(e["expected"]), f"{e['score']:.2f}", e["text"])
             for e in ticket["evidence"]
         ]
         parts.append(table("Why", ("Feature", "Observed", "Expected", "Score", ""), rows))

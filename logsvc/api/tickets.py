@@ -11,6 +11,7 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 import jinja2
+import msgspec
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
@@ -18,6 +19,7 @@ from logsvc.api.auth import Reader
 from logsvc.api.records import json_response
 from logsvc.api.services import ServicesDep
 from logsvc.errors import NotFound
+from logsvc.terminal import few
 from logsvc.tickets import Point, Severity, Ticket, TicketState
 
 router = APIRouter(prefix="/api/v1/tickets", tags=["tickets"])
@@ -52,6 +54,7 @@ def _templates() -> jinja2.Environment:
         loader=jinja2.PackageLoader("logsvc.api"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["picture"] = picture
+    environment.filters["few"] = few
     return environment
 
 
@@ -111,8 +114,6 @@ def ticket(request: Request, services: ServicesDep, reader: Reader, id: str) -> 
 
 def ticket_json(ticket: Ticket, public_url: str) -> dict[str, object]:
     """Return a ticket as the API shows it: its fields, its address and that of its records."""
-    import msgspec
-
     body: dict[str, object] = msgspec.to_builtins(ticket)
     body["url"] = f"{public_url}/api/v1/tickets/{ticket.id}"
     body["search_url"] = search_url(public_url, ticket)
