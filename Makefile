@@ -33,7 +33,7 @@ $(INSTALLED): requirements-build.lock requirements-dev.lock pyproject.toml shipp
 	@echo "installing into $(VENV) (once, and again when a lock changes)"
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-build.lock
-	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --no-build-isolation requirements-dev.lock
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --only-binary :all: requirements-dev.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-index --no-deps --no-build-isolation -e shippers -e .
 	@touch $@
 

@@ -100,22 +100,39 @@ def _imports(package: str) -> Iterator[tuple[Path, str, bool]]:
                 yield path.relative_to(ROOT), name.split(".")[0], id(node) not in lazy
 
 
-@pytest.mark.parametrize("package", ["logsvc", "detectors", "logsvc_demo"])
-def test_every_import_of_the_service_is_a_declared_dependency(package: str) -> None:
+OWN = {"logsvc", "detectors", "logsvc_demo", "shippers", "tests"}
+# Taken by another package where it is installed: uvicorn, and SQLAlchemy for postgresql:// addresses.
+TAKEN_BY_OTHERS = {"httptools", "uvloop", "psycopg", "logsvc-shippers"}
+
+
+def _declared() -> set[str]:
     project = _pyproject()["project"]
-    declared = {_name(item) for item in project["dependencies"]}
-    for extra in project["optional-dependencies"].values():
-        declared |= {_name(item) for item in extra}
-    own = {"logsvc", "detectors", "logsvc_demo", "shippers"}
+    extras = project["optional-dependencies"].values()
+    return {_name(item) for item in [*project["dependencies"], *(item for extra in extras for item in extra)]}
+
+
+def _imported(*packages: str) -> dict[str, set[str]]:
+    """Return, for each foreign distribution that the packages import, the files that do."""
     owners = packages_distributions()
-    undeclared = {
-        f"{path}: {module}"
-        for path, module, _ in _imports(package)
-        if module not in sys.stdlib_module_names
-        and module not in own
-        and not {_name(owner) for owner in owners.get(module, [])} & declared
-    }
-    assert undeclared == set()
+    files: dict[str, set[str]] = {}
+    for package in packages:
+        for path, module, _ in _imports(package):
+            if module not in sys.stdlib_module_names and module not in OWN:
+                for owner in owners.get(module, [module]):
+                    files.setdefault(_name(owner), set()).add(str(path))
+    return files
+
+
+def test_the_service_imports_what_it_declares_and_declares_what_it_imports() -> None:
+    imported = _imported("logsvc", "detectors", "logsvc_demo")
+    assert {name: files for name, files in imported.items() if name not in _declared()} == {}
+    assert _declared() - set(imported) == TAKEN_BY_OTHERS
+
+
+def test_tests_import_nothing_that_is_not_installed_for_them() -> None:
+    dev = {_name(item) for item in _pyproject()["dependency-groups"]["dev"] if isinstance(item, str)}
+    offered = _declared() | dev
+    assert {name: files for name, files in _imported("tests").items() if name not in offered} == {}
 
 
 def test_shippers_import_nothing_but_the_standard_library_at_import_time() -> None:
