@@ -62,14 +62,16 @@ class Baseline:
     """What is normal, as of one moment.
 
     While ``is_learning`` only plain rules may open a ticket; a template is new after the first day
-    (``is_established``) more readily. ``clump`` is how many records come together, as the variance of
-    a window's records over their mean: silence is judged by what comes independently. ``decay`` weighs each block from ``first_block`` on.
+    (``is_established``) more readily. ``per_step`` is the mean of records, ``clump`` how many come
+    together, as the variance of a window's records over their mean: silence is judged by what comes
+    independently. ``decay`` weighs each block from ``first_block`` on.
     """
 
     is_learning: bool
     is_established: bool
     records: float
     clump: float
+    per_step: float
     errors: Rate
     warnings: Rate
     latency: Latency | None
@@ -98,6 +100,7 @@ def learn(series: Series, until: int, grid: Grid) -> Baseline:
         is_established=age >= _ESTABLISHED_WINDOWS and busy >= _LEARNING_WINDOWS,
         records=float(total[Sum.RECORDS]),
         clump=_clump(rows, decay),
+        per_step=float(total[Sum.RECORDS]) / max(float(total[Sum.STEPS]), 1.0),
         errors=_rate(rows, decay, total, hour, (Sum.ERRORS, Sum.ERRORS2, Sum.ERRORS_RECORDS)),
         warnings=_rate(rows, decay, total, hour, (Sum.WARNINGS, Sum.WARNINGS2, Sum.WARNINGS_RECORDS)),
         latency=_latency(rows, decay, total, hour),

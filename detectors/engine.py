@@ -481,11 +481,11 @@ class Judge:
         # How lively everything is: a holiday or a broken network is not one task's silence.
         every = {name: quiet.get(name) or self._lull(self._units[name], until, step) for name in watched}
         zero = np.zeros(len(SILENCE_WINDOWS))
-        k = sum((one.k * (one.expected > 0) for one in every.values()), zero)
-        expected = sum((one.expected for one in every.values()), zero)
+        fleet_k = sum((one.k for one in every.values()), zero)
+        fleet_usual = sum((one.usual for one in every.values()), zero)
         for name, one in quiet.items():
-            others = expected - one.expected
-            lively = np.minimum((k - one.k * (one.expected > 0) + 1) / np.maximum(others, 1), 1)
+            others = fleet_usual - one.usual
+            lively = np.minimum((fleet_k - one.k + 1) / np.maximum(others, 1), 1)
             s, scale = silence(one, np.where(others >= 5, lively, 1.0))
             strength = s / CUTS["silence"]
             unit = self._units[name]
@@ -502,7 +502,7 @@ class Judge:
         base = learn(unit.series, until, self.grid)
         if base.is_learning or unit.live_since is None:
             zero = np.zeros(len(SILENCE_WINDOWS))
-            return Lull(zero, zero, zero + 1, 1.0)
+            return Lull(zero, zero, zero + 1, zero, 1.0)
         return lull(unit.series, base, step, unit.live_since, self.grid, self._blind)
 
     def _hold_silence(self, name: str, unit: _Unit, step: int, previous: _Mark, out: list[Judgement]) -> None:

@@ -1,7 +1,7 @@
 """Signals: the channels in which a unit can be odd, each a calibrated surprise.
 
 Every channel looks back over several multiples of the window and keeps its strangest. A surprise
-of 5 means about one window in a hundred thousand, in every channel, so the strongest decides. What
+of 6 means about one window in a million, in every channel, so the strongest decides. What
 people would not act on is capped below any cut: a channel counts only from a minimum of records.
 
 ========== =============== ========================================================
@@ -190,11 +190,15 @@ def _templates(out: Evaluation, series: Series, base: Baseline, counts: IntArray
 
 
 class Lull(NamedTuple):
-    """What was seen and expected over each silence scale, in clumps; expected is 0 where it cannot be said."""
+    """What was seen and expected over each silence scale, in clumps; expected is 0 where it cannot be said.
+
+    ``usual`` is what comes at this time on other days, whatever today is like: by it the fleet is measured.
+    """
 
     k: FloatArray
     expected: FloatArray
     doubt: FloatArray
+    usual: FloatArray
     clump: float
 
 
@@ -208,7 +212,7 @@ def lull(
     in one go is never taken for a unit that then fell silent.
     """
     sizes = len(SILENCE_WINDOWS)
-    k, expected, doubt = np.zeros(sizes), np.zeros(sizes), np.ones(sizes)
+    k, expected, doubt, normal = np.zeros(sizes), np.zeros(sizes), np.ones(sizes), np.zeros(sizes)
     day = grid.day_steps()
     guard = grid.grace_us // grid.step_us + 1
     longest = SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
@@ -225,6 +229,10 @@ def lull(
     for index, windows in enumerate(SILENCE_WINDOWS):
         length = windows * STEPS_PER_WINDOW
         k[index] = n[0, -length:].sum()
+        usable = ~odd[1:, -3 * length :].any(axis=1)
+        w, past = weights[usable], n[1:][usable]
+        usual = float(w @ past[:, -length:].sum(axis=1) / w.sum()) if usable.any() else base.per_step * length
+        normal[index] = usual
         if live_since > step + 1 - 3 * length - guard:
             continue
         before = n[0, -3 * length : -length]
@@ -233,11 +241,7 @@ def lull(
         if clean.sum() < length:
             continue
         level = before[clean].sum() * len(before) / clean.sum() / 2
-        usable = ~odd[1:, -3 * length :].any(axis=1)
         if usable.any():
-            w = weights[usable]
-            past = n[1:][usable]
-            usual = float(w @ past[:, -length:].sum(axis=1) / w.sum())
             usual_before = float(w @ past[:, -3 * length : -length].sum(axis=1) / w.sum()) / 2
             if level < 0.5 * usual_before:
                 continue
@@ -246,7 +250,7 @@ def lull(
         elif level >= 10:
             expected[index] = level
             doubt[index] = 0.01 + base.clump / (2 * level + 0.5)
-    return Lull(k / base.clump, expected / base.clump, doubt, base.clump)
+    return Lull(k / base.clump, expected / base.clump, doubt, normal / base.clump, base.clump)
 
 
 def is_quiet(k: FloatArray, expected: FloatArray) -> BoolArray:
