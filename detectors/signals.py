@@ -192,7 +192,7 @@ def _templates(out: Evaluation, series: Series, base: Baseline, counts: IntArray
 class Lull(NamedTuple):
     """What was seen and expected over each silence scale, in clumps; expected is 0 where it cannot be said.
 
-    ``usual`` is what comes at this time on other days, whatever today is like: by it the fleet is measured.
+    ``usual`` is what would have come had the level before gone on; by it the fleet is measured.
     """
 
     k: FloatArray
@@ -231,8 +231,11 @@ def lull(
         k[index] = n[0, -length:].sum()
         usable = ~odd[1:, -3 * length :].any(axis=1)
         w, past = weights[usable], n[1:][usable]
-        usual = float(w @ past[:, -length:].sum(axis=1) / w.sum()) if usable.any() else base.per_step * length
-        normal[index] = usual
+        usual = usual_before = base.per_step * length
+        if usable.any():
+            usual = float(w @ past[:, -length:].sum(axis=1) / w.sum())
+            usual_before = float(w @ past[:, -3 * length : -length].sum(axis=1) / w.sum()) / 2
+        normal[index] = usual * n[0, -3 * length : -length].sum() / 2 / max(usual_before, 1.0)
         if live_since > step + 1 - 3 * length - guard:
             continue
         before = n[0, -3 * length : -length]
@@ -242,7 +245,6 @@ def lull(
             continue
         level = before[clean].sum() * len(before) / clean.sum() / 2
         if usable.any():
-            usual_before = float(w @ past[:, -3 * length : -length].sum(axis=1) / w.sum()) / 2
             if level < 0.5 * usual_before:
                 continue
             expected[index] = usual * min((level + 5) / (usual_before + 5), 1.2)
