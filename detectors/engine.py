@@ -414,7 +414,7 @@ class Judge:
         for id in series.template_ids(start, step + 1) if kind != "silence" else ():
             count = series.template_part if kind == "level_mix" else series.template_errors
             total = int(count(id, start, step + 1).sum())
-            if total:
+            if total and (kind == "level_mix" or self._is_error(series, id, start)):
                 first = series.template_first[id]
                 is_new = first >= start and first > series.first + _LOOK_BACK
                 templates.append(TemplateCount(id, total, is_new, first * grid.step_us))
@@ -439,6 +439,12 @@ class Judge:
             versions=tuple(sorted(versions.items(), key=lambda item: (-item[1], item[0]))[:5]),
             series=self._series(series, step, found, channel),
         )
+
+    def _is_error(self, series: Series, id: str, start: int) -> bool:
+        """Return whether a template is one of errors: the day before, it came with errors, not without."""
+        low = start - self.grid.day_steps()
+        before = int(series.template_part(id, low, start).sum())
+        return 2 * int(series.template_errors(id, low, start).sum()) >= before
 
     def _series(
         self, series: Series, step: int, found: Evaluation | None, channel: int

@@ -96,7 +96,11 @@ def sentence(finding: Finding) -> str:
 def title(unit: str, findings: Iterable[Finding], templates: Iterable[TemplateCount], texts: Mapping[str, str]) -> str:
     """Return what someone woken at night must know first; since when and the release are the ticket's to add."""
     name = unit.partition(":")[2]
-    first = next(iter(findings), None)
+    findings = list(findings)
+    first = findings[0] if findings else None
+    if first is not None and first.feature in {"new_template", "template"}:
+        # The error itself follows; how many failed says more, if that was odd too.
+        first = next((f for f in findings if f.feature == "errors" and f.strength >= 1), first)
     head = f"{name}: {sentence(first)}" if first is not None else f"{name}: odd"
     new = [t for t in templates if t.is_new]
     top = new[0] if new else next(iter(templates), None)

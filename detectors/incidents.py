@@ -17,7 +17,7 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -296,7 +296,11 @@ class Incidents:
         if judgement.strength > member.strength:
             member.strength, member.errors, member.records = judgement.strength, judgement.errors, judgement.records
         is_telling = _KINDS.index(judgement.kind) <= _KINDS.index(incident.kind)
-        if not incident.findings or (is_telling and judgement.strength > incident.strength):
+        is_stronger = (judgement.strength, _observed(judgement.findings)) > (
+            incident.strength,
+            _observed(incident.findings),
+        )
+        if not incident.findings or (is_telling and is_stronger):
             incident.strength = max(judgement.strength, incident.strength)
             incident.findings = list(judgement.findings)
             incident.kind = judgement.kind
@@ -312,6 +316,10 @@ class Incidents:
             or incident.end_us >= incident.told_end_us + self._grid.window_us
         )
         return ChangeKind.UPDATED if is_news else None
+
+
+def _observed(findings: Sequence[Finding]) -> float:
+    return findings[0].observed if findings else 0.0
 
 
 def _name(unit: str) -> str:

@@ -62,6 +62,7 @@ _WAIT_S = 10.0
 _MAX_PAUSE_S = 30.0
 _SAMPLES = 5
 _FINGERPRINTS = 5
+_RELEASE_SHARE = 0.2
 _WORKER_TIMEOUT_S = 120.0
 _SELF = "service"
 _MEMORY_VERSION = "1"
@@ -443,7 +444,8 @@ class Detection:
         records = sum(member.records for member in incident.members.values())
         errors = sum(member.errors for member in incident.members.values())
         templates = incident.odd_templates()[:_FINGERPRINTS]
-        releases = [v for v, _ in sorted(incident.versions.items(), key=lambda item: (-item[1], item[0]))][:3]
+        failing_most = sorted(incident.versions.items(), key=lambda item: (-item[1], item[0]))
+        releases = [version for version, n in failing_most[:3] if n >= _RELEASE_SHARE * failing_most[0][1]]
         first = incident.findings[0] if incident.findings else None
         query = _query(incident, units, self._grid)
         head = title(incident.root, incident.findings, templates, incident.texts)

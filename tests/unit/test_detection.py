@@ -152,7 +152,7 @@ class Bench:
         self.detection.open()
 
     def add(self, events: Sequence[Event], tenant: str = "default") -> None:
-        entries = []
+        entries: list[Entry] = []
         for event in events:
             name = event.unit.partition(":")[2]
             extra = {"error.type": "ValueError", "error.message": event.template} if event.level == "error" else {}
@@ -260,6 +260,7 @@ def _nudge(bench: Bench) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_restart_and_a_killed_worker_change_nothing(tmp_path: Path) -> None:
     told = []
     for is_disturbed in (False, True):
