@@ -172,12 +172,6 @@ class Judge:
         """Return the version of the forest in use, or ``none``."""
         return self._forest.version if self._forest is not None else "none"
 
-    def learning(self, cutoff_us: int) -> dict[str, bool]:
-        """Return for each unit whether it is still being learned."""
-        step = cutoff_us // self.grid.step_us
-        step -= step % STEPS_PER_WINDOW
-        return {name: learn(unit.series, step, self.grid).is_learning for name, unit in sorted(self._units.items())}
-
     def prepare(self, cutoff_us: int) -> None:
         """Do what the tick after ``cutoff_us`` would otherwise wait for: a fit of the forest.
 
