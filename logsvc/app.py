@@ -98,7 +98,11 @@ class Service:
         Raises:
             LogsvcError: If something stops the start.
         """
+        settings = self._settings
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._stack:
+            self._stack.enter_context(DataDirectoryLock.acquire(settings.data_dir))
+            # Bound before anything is opened: a port in use must not cost a recovery.
             listener = self._listen()
             api = self._open()
             security = self._settings.security
@@ -132,7 +136,6 @@ class Service:
     # -- opening ------------------------------------------------------------------------------
 
     def _listen(self) -> socket.socket:
-        # Bound before anything is opened: a port in use must not cost a recovery.
         server = self._settings.server
         try:
             info = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -149,8 +152,6 @@ class Service:
 
     def _open(self) -> FastAPI:
         settings, stack = self._settings, self._stack
-        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stack.enter_context(DataDirectoryLock.acquire(settings.data_dir))
         telemetry = Telemetry()
         notifiers = make_notifiers(settings.notify, system_clock)
         state = open_state(settings.state.url, channels=[notifier.name for notifier in notifiers])

@@ -40,17 +40,17 @@ LINES = {
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_one_bad_line_harms_no_neighbour(shared_service: ServiceProcess, name: str) -> None:
+def test_one_bad_line_harms_no_neighbour(embedded_service: ServiceProcess, name: str) -> None:
     mark = f"m{random.Random(name).getrandbits(60)}"
     body = b"\n".join(
         [b'{"message":"before %s"}' % mark.encode(), LINES[name], b'{"message":"after %s"}' % mark.encode()]
     )
-    answer = shared_service.http.post("/api/v1/ingest", content=body)
+    answer = embedded_service.http.post("/api/v1/ingest", content=body)
     assert answer.status_code == 202, answer.text
     decoded = answer.json()
     assert decoded["accepted"] + len(decoded["rejected"]) == 3
     assert all(item["index"] == 1 and item["reason"] for item in decoded["rejected"])
-    shared_service.wait("the neighbours", lambda: shared_service.count(mark) == 2)
+    embedded_service.wait("the neighbours", lambda: embedded_service.count(mark) == 2)
 
 
 def _zstd_bomb() -> bytes:
@@ -79,19 +79,19 @@ BODIES: dict[str, tuple[bytes, str, set[int]]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_bad_body_is_refused_with_a_reason(shared_service: ServiceProcess, name: str) -> None:
+def test_a_bad_body_is_refused_with_a_reason(embedded_service: ServiceProcess, name: str) -> None:
     body, encoding, expected = BODIES[name]
     headers = {"Content-Encoding": encoding} if encoding else {}
-    answer = shared_service.http.post("/api/v1/ingest", content=body, headers=headers)
+    answer = embedded_service.http.post("/api/v1/ingest", content=body, headers=headers)
     assert answer.status_code in expected, answer.text
     if answer.status_code != 202:
         assert answer.headers["content-type"] == "application/problem+json"
         assert len(answer.json()["detail"]) > 10
-    assert shared_service.http.get("/healthz").status_code == 200
+    assert embedded_service.http.get("/healthz").status_code == 200
 
 
 @pytest.mark.parametrize("encoding", ["", "gzip", "zstd", "deflate"])
-def test_every_shape_and_encoding_of_a_body_is_understood(shared_service: ServiceProcess, encoding: str) -> None:
+def test_every_shape_and_encoding_of_a_body_is_understood(embedded_service: ServiceProcess, encoding: str) -> None:
     import zlib
 
     compress = {
@@ -111,24 +111,25 @@ def test_every_shape_and_encoding_of_a_body_is_understood(shared_service: Servic
     ]
     headers = {"Content-Encoding": encoding} if encoding else {}
     counts = [
-        shared_service.http.post("/api/v1/ingest", content=compress(body), headers=headers).json()["accepted"]
+        embedded_service.http.post("/api/v1/ingest", content=compress(body), headers=headers).json()["accepted"]
         for body in bodies
     ]
     assert counts == [2, 2, 2, 2, 1, 1]
 
 
-def test_chunked_bodies_are_taken(shared_service: ServiceProcess) -> None:
-    answer = shared_service.http.post("/api/v1/ingest", content=iter([b'{"message":', b'"chunked"}']))
+def test_chunked_bodies_are_taken(embedded_service: ServiceProcess) -> None:
+    answer = embedded_service.http.post("/api/v1/ingest", content=iter([b'{"message":', b'"chunked"}']))
     assert answer.json() == {"accepted": 1, "rejected": []}
 
 
-def test_personal_data_reaches_no_disk(shared_service: ServiceProcess) -> None:
+def test_personal_data_reaches_no_disk(embedded_service: ServiceProcess) -> None:
     secrets = [
         "ann.other@example.org",
         "4111 1111 1111 1111",
         "hunter2hunter2",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl",
     ]
+    # The own tenant keeps these records apart; the disk is everybody's.
     record = {
         "message": f"mail {secrets[0]} card {secrets[1]} password={secrets[2]}",
         "error": {"message": f"Bearer {secrets[3]}", "stack_trace": f"url https://u:{secrets[2]}@h/p"},
@@ -136,32 +137,32 @@ def test_personal_data_reaches_no_disk(shared_service: ServiceProcess) -> None:
         "note": secrets[0],
         "event.id": "masked-1",
     }
-    shared_service.ingest([record, {"@timestamp": f"bad {secrets[0]}", "message": "x"}])
-    shared_service.wait("the record", lambda: shared_service.count("mail") >= 1)
-    for path in shared_service.data_dir.rglob("*"):
+    embedded_service.ingest([record, {"@timestamp": f"bad {secrets[0]}", "message": "x"}])
+    embedded_service.wait("the record", lambda: embedded_service.count("mail") >= 1)
+    for path in embedded_service.data_dir.rglob("*"):
         if path.is_file():
             stored = path.read_bytes()
             for secret in secrets:
                 assert secret.encode() not in stored, f"{secret} in {path.name}"
 
 
-def test_a_dropped_connection_stores_nothing_half(shared_service: ServiceProcess) -> None:
+def test_a_dropped_connection_stores_nothing_half(embedded_service: ServiceProcess) -> None:
     import socket
 
-    host, _, port = shared_service.url.removeprefix("http://").partition(":")
+    host, _, port = embedded_service.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port))) as raw:
-        auth = shared_service.http.headers["Authorization"]
+        auth = embedded_service.http.headers["Authorization"]
         raw.sendall(
             f"POST /api/v1/ingest HTTP/1.1\r\nHost: x\r\nAuthorization: {auth}\r\nContent-Length: 1000\r\n\r\n"
             '{"message":"cutoff"}\n'.encode()
         )
-    shared_service.ingest([{"message": "after the cut"}])
-    shared_service.wait("the next record", lambda: shared_service.count('"after the cut"') == 1)
-    assert shared_service.count("cutoff") == 0
+    embedded_service.ingest([{"message": "after the cut"}])
+    embedded_service.wait("the next record", lambda: embedded_service.count('"after the cut"') == 1)
+    assert embedded_service.count("cutoff") == 0
 
 
-def test_the_service_answers_problems_to_wrong_methods_and_paths(shared_service: ServiceProcess) -> None:
+def test_the_service_answers_problems_to_wrong_methods_and_paths(embedded_service: ServiceProcess) -> None:
     for method, path, status in (("GET", "/api/v1/ingest", 405), ("GET", "/api/v1/nothing", 404), ("GET", "/x", 404)):
-        answer = httpx.request(method, shared_service.url + path, headers=dict(shared_service.http.headers))
+        answer = httpx.request(method, embedded_service.url + path, headers=dict(embedded_service.http.headers))
         assert answer.status_code == status
         assert answer.headers["content-type"] == "application/problem+json"

@@ -71,14 +71,14 @@ def burst(at: datetime, n: int = 40) -> Iterator[dict[str, object]]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_burst_becomes_one_ticket_that_says_what_broke(
-    tmp_path: Path, store_settings: dict[str, str], receiver: Receiver
+    tmp_path: Path, own_settings: dict[str, str], receiver: Receiver
 ) -> None:
     service = ServiceProcess(
         tmp_path,
         LOGSVC_WEBHOOK_URL=receiver.url,
         LOGSVC_WEBHOOK_SECRET=SECRET,
         LOGSVC_WEBHOOK_ALLOW_NETWORKS="127.0.0.0/8",
-        **store_settings,
+        **own_settings,
     )
     try:
         key = service.make_key()

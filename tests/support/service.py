@@ -15,6 +15,10 @@ from typing import Any
 import httpx
 import msgspec
 
+from logsvc.keys import Keys, Scope
+from logsvc.state import open_state
+from logsvc.timestamps import system_clock
+
 START_TIMEOUT_S = 60.0
 _ALL_SCOPES = ("ingest", "read", "respond")
 
@@ -61,11 +65,15 @@ class ServiceProcess:
         assert not check or done.returncode == 0, f"{arguments} ended with {done.returncode}: {done.stderr}"
         return done
 
-    def make_key(self, *scopes: str, tenant: str | None = None) -> str:
+    def make_key(self, *scopes: str, tenant: str = "default") -> str:
         """Return a new key with ``scopes``; ingest, read and respond if none are named."""
-        chosen = [part for scope in scopes or _ALL_SCOPES for part in ("--scope", scope)]
-        of = ["--tenant", tenant] if tenant else []
-        return str(msgspec.json.decode(self.run("keys", "create", *chosen, *of, "-o", "json").stdout)["key"])
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = open_state(f"sqlite:///{self.data_dir / 'state.db'}")
+        try:
+            chosen = [Scope(scope) for scope in scopes or _ALL_SCOPES]
+            return Keys(state, system_clock).create(tenant=tenant, name="test", scopes=chosen)[0]
+        finally:
+            state.close()
 
     def start(self, *, is_ready: bool = True, **environ: str) -> ServiceProcess:
         """Start the service and wait until it answers (until it is ready, unless told otherwise)."""
