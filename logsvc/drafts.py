@@ -181,7 +181,7 @@ def _label_key(key: str) -> tuple[str, bool, bool]:
     clean, _ = _clean(key.removeprefix("labels."))
     clean = _CONTROLS.sub("_", clean)
     clean = redact.mask(clean)[0][:MAX_LABEL_KEY_CHARS].strip() or "_"
-    return clean, redact.is_secret_key(clean[-128:]), clean != key.removeprefix("labels.")
+    return clean, redact.may_hold_secrets(clean[-128:]), clean != key.removeprefix("labels.")
 
 
 # ------------------------------------------------------------------------------------------ drafts

@@ -40,7 +40,7 @@ MASK_MAX_DEPTH = 32
 
 Plain = Union[None, bool, int, float, str, "list[Plain]", "dict[str, Plain]"]
 Error = tuple[str, str, str]
-"""Qualified type, message, stack trace."""
+"""Qualified type, message, stack trace; the type is empty for a stack without an exception."""
 
 # (time, level name, level number, logger, path, line, function, thread, pid, message, error, task, extras)
 # A plain tuple, because a class costs half a microsecond in the application's thread.
@@ -84,13 +84,16 @@ def capture_logging(record: logging.LogRecord) -> Captured:
             message = _unrendered(record.msg, args, exc)
     error: Error | None = None
     if record.exc_info or record.stack_info:
-        message, error = _with_stacks(record, message)
+        error = _stacks(record)
     if len(message) > MESSAGE_MAX_CHARS:
         message = cut(message, MESSAGE_MAX_CHARS)
     extras = None
     attributes = record.__dict__
     if len(attributes) != _STANDARD_COUNT:
         extras = _logging_extras(attributes)
+    if error is not None and error[0] and record.stack_info:
+        # Not behind the exception's own frames, from which the service tells errors apart.
+        extras = {**(extras or {}), "stack_info": cut(safe_str(record.stack_info), STACK_MAX_CHARS)}
     return (
         record.created,
         record.levelname,
@@ -108,17 +111,16 @@ def capture_logging(record: logging.LogRecord) -> Captured:
     )
 
 
-def _with_stacks(record: logging.LogRecord, message: str) -> tuple[str, Error | None]:
-    error = None
+def _stacks(record: logging.LogRecord) -> Error | None:
+    """Return the exception of ``record``; without one, the stack that the call asked for as that of no type."""
     try:
         info = record.exc_info
-        if info:
-            error = capture_error(info[1], info[2])
-        if record.stack_info:
-            message = f"{message}\n{record.stack_info}"
+        error = capture_error(info[1], info[2]) if info else None
+        if record.stack_info and (error is None or not error[0]):
+            error = "", "", cut(str.__str__(record.stack_info), STACK_MAX_CHARS)
     except Exception as exc:
-        message = f"{message} (exception not captured: {safe_repr(exc)})"
-    return message, error
+        error = "Exception", f"exception not captured: {safe_repr(exc)}", ""
+    return error
 
 
 def _logging_extras(attributes: Mapping[str, Any]) -> dict[str, Plain] | None:
@@ -427,12 +429,14 @@ class Finisher:
                 record["process.thread.name"] = _mask_repeated(thread)
             if pid is not None:
                 record["process.pid"] = pid
-            if error is not None and error[0]:
-                record["error.type"] = _mask_repeated(error[0])
-                record["error.message"], count = mask(error[1])
-                masked += count
-                record["error.stack_trace"], count = mask(error[2])
-                masked += count
+            if error is not None:
+                if error[0]:
+                    record["error.type"] = _mask_repeated(error[0])
+                    record["error.message"], count = mask(error[1])
+                    masked += count
+                if error[2]:
+                    record["error.stack_trace"], count = mask(error[2])
+                    masked += count
             if task is not None:
                 for key, value in task.items():
                     record[key] = _mask_repeated(value) if type(value) is str else value
@@ -495,7 +499,7 @@ def mask_value(key: str, value: Any, depth: int = MASK_MAX_DEPTH) -> tuple[Any, 
         return redact.mask_value(key, value)
     if value is None or value is True or value is False:
         return value, 0
-    if redact.is_secret_key(key):
+    if redact.is_secret_key(key) or (redact.may_hold_secrets(key) and not isinstance(value, (int, float))):
         return redact.SECRET, 1
     return mask_nested(value, depth) if isinstance(value, (dict, list)) else (value, 0)
 
@@ -507,8 +511,11 @@ def mask_nested(value: Any, depth: int = MASK_MAX_DEPTH) -> tuple[Any, int]:
         return redact.mask(safe_repr(value))
     if isinstance(value, dict):
         result: dict[str, Any] = {}
+        # A header as {"name": "X-Api-Key", "value": …}: its name says what its value is.
+        named = value.get("name") or value.get("key") or value.get("header")
         for key, item in value.items():
-            result[_mask_repeated(key)], count = mask_value(key, item, depth - 1)
+            of = named if key == "value" and type(named) is str else key
+            result[_mask_repeated(key)], count = mask_value(of, item, depth - 1)
             masked += count
         return result, masked
     if isinstance(value, list):

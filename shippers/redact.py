@@ -38,13 +38,16 @@ PLACEHOLDERS = (EMAIL, CARD, SECRET, JWT)
 # A word that makes a key secret wherever it stands in it: db_password, X-Client-Secret-2.
 _SECRET_WORDS = frozenset(
     """
-    password passwd passwort passphrase passcode pwd pass secret secrets credential credentials apikey apikeys
+    password passwords passwd passwds passwort passphrase passphrases passcode pwd pwds pass secret secrets credential credentials apikey apikeys
     authorization cookie cookies jwt bearer sessionid sessid phpsessid jsessionid cvv cvc cvv2 ssn otp totp
     accesskey secretkey privatekey authtoken accesstoken refreshtoken idtoken clientsecret
     """.split()
 )
 # A word that does so only at the end: access_token, but not token_count or max_tokens.
 _SECRET_LAST_WORDS = frozenset({"token", "authtoken", "pin"})
+# Several of them hold secrets, unless the value is a number: tokens=512 is a count.
+_PLURAL_LAST_WORDS = frozenset({"tokens", "authtokens", "keys"})
+_NUMBER = re.compile(r"\s*[+-]?[0-9][0-9.,_eE+-]*\s*\Z")
 # "key" and "id" say nothing by themselves; these words before them do.
 _KEY_QUALIFIERS = frozenset(
     """
@@ -73,11 +76,12 @@ def is_secret_key(name: str) -> bool:
     >>> [is_secret_key(name) for name in ("max_tokens", "token_count", "primary_key", "password_reset_at")]
     [False, False, False, False]
     """
-    words = [word.lower() for word in _WORDS.findall(name)]
-    while len(words) > 1 and words[-1].isdigit():
-        words.pop()  # password2, api_key_1
+    words = _words(name)
     if not words:
         return False
+    outer = name.rpartition(".")[0]
+    if outer and words[-1] not in _ABOUT and is_secret_key(outer):
+        return True  # api_key.value: what stands inside a secret is one
     last = words[-1]
     if last in _SECRET_LAST_WORDS:
         return last != "pin" or len(words) == 1
@@ -91,6 +95,30 @@ def is_secret_key(name: str) -> bool:
     if last == "sid":
         return before == "connect"
     return any(word in _SECRET_WORDS for word in words)
+
+
+def _words(name: str) -> list[str]:
+    words = [word.lower() for word in _WORDS.findall(name)]
+    while len(words) > 1 and words[-1].isdigit():
+        words.pop()  # password2, api_key_1
+    return words
+
+
+@lru_cache(maxsize=4096)
+def may_hold_secrets(name: str) -> bool:
+    """Tell whether a field of this name holds a secret, or several if its value is no number.
+
+    >>> [may_hold_secrets(name) for name in ("api_keys", "tokens", "password", "keys")]
+    [True, True, True, False]
+    """
+    if is_secret_key(name):
+        return True
+    words = _words(name)
+    if not words or words[-1] not in _PLURAL_LAST_WORDS:
+        return False
+    if len(words) == 1:
+        return words[0] != "keys"
+    return words[-2] in _KEY_QUALIFIERS or words[-2] in ("refresh", "bearer", "id")  # not max_tokens
 
 
 # ---------------------------------------------------------------------------------------- prefilters
@@ -147,6 +175,7 @@ def _might_hold_access_key(text: str) -> bool:
         or "gho_" in text
         or "ghs_" in text
         or "github_pat_" in text
+        or "lsk_" in text
     )
 
 
@@ -185,7 +214,7 @@ _JWT = re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}(?:
 _CREDENTIAL = re.compile(r"(?<![A-Za-z0-9])((?i:bearer|basic)[ \t]{1,8})([A-Za-z0-9._~+/-]{4,}={0,3})")
 _ACCESS_KEY = re.compile(
     r"(?<![A-Za-z0-9_])(?:(?:AKIA|ASIA)[0-9A-Z]{16}|gh[pos]_[A-Za-z0-9]{20,255}|github_pat_[A-Za-z0-9_]{20,255}"
-    r"|xox[abeoprs]-[A-Za-z0-9-]{10,255}|[rs]k_live_[A-Za-z0-9]{10,255}|AIza[A-Za-z0-9_-]{35})(?![A-Za-z0-9_])"
+    r"|xox[abeoprs]-[A-Za-z0-9-]{10,255}|[rs]k_live_[A-Za-z0-9]{10,255}|lsk_[A-Za-z0-9_]{28,60}|AIza[A-Za-z0-9_-]{35})(?![A-Za-z0-9_])"
 )
 _EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]+(?:@|%40)((?:[\w-]+\.){1,32}(?:xn--[\w-]+|[^\W\d_]{2,}))")
 # What an "@" with a dotted end is as well: systemd units, images for dense screens, frames of scripts.
@@ -208,6 +237,12 @@ _BARE_VALUE = re.compile(
 _AUTH_SCHEME = re.compile(r"(?i:(bearer|basic|token|apikey|negotiate|ntlm)[ \t]{1,8})(?=[^\s,;])")
 _AUTH_LONG_SCHEME = re.compile(r"(?i:digest|oauth|hawk|aws4-hmac-sha256|signature)[ \t][^\r\n]*")
 _COOKIES = re.compile(r"[^\s=;,]{1,256}=[^\r\n\"']*")
+# A list of headers in JSON: {"name": "X-Api-Key", "value": "…"}.
+_PAIR = re.compile(
+    r"([\"'](?:name|key|header)[\"']\s{0,8}:\s{0,8}[\"'](?P<key>[A-Za-z0-9_.-]{1,128})[\"']\s{0,8},\s{0,8}"
+    r"[\"']value[\"']\s{0,8}:\s{0,8}(?P<quote>[\"']))(?:(?!(?P=quote))[^\\]|\\.){1,4096}",
+    re.DOTALL,
+)
 _STRING_PREFIX = re.compile(r"[bBuUrR]{0,2}(\\{0,8})([\"'`])")
 _HARMLESS = frozenset({"none", "null", "nil", "true", "false", "undefined", *PLACEHOLDERS})
 _CLOSERS = ")]}>,;.\"'`\\"
@@ -242,7 +277,7 @@ def mask_value(key: str, value: str) -> tuple[str, int]:
     >>> mask_value("api_key", "abc"), mask_value("city", "Bern")
     (('[secret]', 1), ('Bern', 0))
     """
-    if value and is_secret_key(key):
+    if value and (is_secret_key(key) or (may_hold_secrets(key) and not _NUMBER.match(value))):
         return (value, 0) if _is_harmless(key, value) else (SECRET, 1)
     return mask(value)
 
@@ -269,6 +304,9 @@ def _mask_once(text: str) -> tuple[str, int]:
     if _might_hold_key(text):
         text, n = _mask_keys(text)
         count += n
+        if "value" in text:
+            text, n = _substitute(_PAIR, _pair, text)
+            count += n
     if _might_hold_credential(text):
         text, n = _substitute(_CREDENTIAL, _credential, text)
         count += n
@@ -298,6 +336,10 @@ def _substitute(pattern: re.Pattern[str], replace: object, text: str) -> tuple[s
     if not count:
         return text, 0
     return "".join(parts) + text[position:], count
+
+
+def _pair(match: Match[str]) -> str:
+    return match.group(1) + SECRET if may_hold_secrets(match.group("key")) else match.group()
 
 
 def _email(match: re.Match[str]) -> str:

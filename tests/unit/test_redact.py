@@ -143,7 +143,28 @@ def test_a_key_that_names_a_secret_is_known_however_it_is_written(name: str) -> 
 )
 def test_a_key_about_secrets_is_no_secret(name: str) -> None:
     assert not is_secret_key(name)
-    assert mask_value(name, "abc") == ("abc", 0)
+    assert mask_value(name, "512") == ("512", 0)
+    assert name == "tokens" or mask_value(name, "abc") == ("abc", 0)
+
+
+@pytest.mark.parametrize("name", ["tokens", "api_keys", "refresh_tokens", "passwords"])
+def test_a_field_of_several_secrets_is_masked_unless_it_counts_them(name: str) -> None:
+    assert mask_value(name, '["hunter2secret"]') == ("[secret]", 1)
+    assert name == "passwords" or mask_value(name, "512") == ("512", 0)
+
+
+@pytest.mark.parametrize("name", ["api_key.nested", "passwords.0", "db.password.value"])
+def test_what_stands_inside_a_secret_is_one(name: str) -> None:
+    assert mask_value(name, "hunter2secret") == ("[secret]", 1)
+
+
+def test_a_pair_of_name_and_value_is_masked_by_its_name() -> None:
+    assert mask('[{"name": "X-Api-Key", "value": "hunter2"}]') == ('[{"name": "X-Api-Key", "value": "[secret]"}]', 1)
+    assert mask('[{"name": "Accept", "value": "text/html"}]')[1] == 0
+
+
+def test_a_key_of_this_service_is_masked_wherever_it_stands() -> None:
+    assert mask("rejected lsk_" + "aB3" * 14)[0] == "rejected [secret]"
 
 
 def test_an_absent_or_masked_value_is_left_under_a_secret_key() -> None:
