@@ -86,7 +86,8 @@ METRICS: tuple[MetricInfo, ...] = (
     _gauge("store_size_bytes", "Bytes the store holds."),
     _counter("expired_days_total", "Days of records dropped at the end of their retention."),
     _gauge(
-        "detection_cursor_lag_seconds", "How far judging is behind the newest record, for the tenant furthest behind."
+        "detection_cursor_lag_seconds",
+        "How far judging is behind, for the tenant furthest behind; +Inf until it has judged.",
     ),
     _gauge("detection_is_blind", "1 if windows cannot be judged because records are missing."),
     _counter("detection_windows_total", "Windows judged."),
@@ -272,6 +273,9 @@ def configure_log(settings: LogSettings, stream: TextIO | None = None) -> None:
     logging.captureWarnings(True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.NOTSET if is_debugging else logging.WARNING)
+    if not is_debugging:
+        # It warns at every try; the indexer and the start say once what is away.
+        logging.getLogger("elastic_transport").setLevel(logging.ERROR)
 
 
 class _ToLoguru(logging.Handler):

@@ -286,6 +286,10 @@ def format_duration(duration: timedelta) -> str:
     return "".join(parts) or "0s"
 
 
+_FIRST_US = -62_135_596_800 * US_PER_S  # 0001-01-01
+_LAST_US = 253_402_300_800 * US_PER_S  # 10000-01-01
+
+
 def parse_time(text: str, now_us: int) -> int:
     """Return the microseconds since 1970 that an API's or a query's time names.
 
@@ -310,10 +314,13 @@ def parse_time(text: str, now_us: int) -> int:
             time_us += shift if sign == "+" else -shift
         if unit:
             time_us -= time_us % _UNITS_US[unit]
-        return time_us
-    try:
-        return parse_timestamp(text) // NS_PER_US
-    except BadInput:
-        raise BadInput(
-            f'cannot parse time "{_shown(text)}"; expected RFC 3339, such as 2024-12-25T13:00:00Z, or now-15m'
-        ) from None
+    else:
+        try:
+            time_us = parse_timestamp(text) // NS_PER_US
+        except BadInput:
+            raise BadInput(
+                f'cannot parse time "{_shown(text)}"; expected RFC 3339, such as 2024-12-25T13:00:00Z, or now-15m'
+            ) from None
+    if not _FIRST_US <= time_us <= _LAST_US:
+        raise BadInput(f'time "{_shown(text)}" is out of range; expected a year from 1 to 9999')
+    return time_us

@@ -41,6 +41,7 @@ from typing import Any, TypeVar
 import msgspec
 from elastic_transport import ConnectionTimeout, Serializer, Transport, TransportError
 from elastic_transport.client_utils import url_to_node_config
+from loguru import logger
 
 from logsvc.errors import LogsvcError, QueryTooExpensive, SchemaMismatch, SettingsError, StoreUnavailable
 from logsvc.fields import ECS_VERSION, FIELDS, LEVELS, MAX_TOKEN_CHARS, SCHEMA_VERSION, FieldType, resolve
@@ -1036,7 +1037,8 @@ class ElasticStore:
         if meta.status == 413:
             raise _Refused(f"too large for the store: {described}")
         if meta.status == 400:
-            raise LogsvcError(f"the store does not understand {method} {path.partition('?')[0]}: {described}")
+            logger.error("the store does not understand {} {}: {}", method, path.partition("?")[0], described)
+            raise LogsvcError("the store does not understand what was asked; the service's own log has the details")
         hint = "; check the user and password in its address" if meta.status in (401, 403) else ""
         is_starting = meta.status == 503 and failure.type in _NO_SHARD
         raise (_NotStarted if is_starting else StoreUnavailable)(
