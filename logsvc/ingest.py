@@ -8,7 +8,8 @@ What always holds:
 - The items of a call are all durable or, when it raises, none is.
 - ``event.ingested`` never falls, and every record below ``settled_before_us()`` is in the journal
   or was refused.
-- Every refused item, flagged record, masked value and dropped label is counted.
+- Every refused item, flagged record, masked value and dropped label is counted, and every record that
+  a shipper says it dropped.
 
 Not here: how bytes become items (protocols/), how an item becomes an entry (normaliser.py),
 durability (journal.py).
@@ -24,13 +25,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from logsvc.normaliser import Item, ItemResult, Normaliser, Origin, Tally
+from logsvc.normaliser import OTHER_REASON, Item, ItemResult, Normaliser, Origin, Tally
 from logsvc.records import Entry
 from logsvc.timestamps import Clock
 
 __all__ = ["Appends", "Counters", "Ingest", "Item", "ItemResult", "Runs"]
 
 SLICE_ITEMS = 1_000
+MAX_DROP_REASONS = 32  # senders choose them, and each is a time series
 _INLINE_ITEMS, _INLINE_BYTES = 8, 4_096  # below both, handing over to a thread costs more than the work
 
 
@@ -43,6 +45,13 @@ class Counters:
     redactions: int = 0
     dropped_fields: int = 0
     refused: Counter[str] = field(default_factory=Counter)  # by ItemResult.code
+    dropped: Counter[str] = field(default_factory=Counter)  # in shippers, by the reason they give
+
+    def add_dropped(self, dropped: Counter[str]) -> None:
+        """Add what shippers dropped; reasons beyond ``MAX_DROP_REASONS`` count as one."""
+        for reason, count in dropped.items():
+            is_known = reason in self.dropped or len(self.dropped) < MAX_DROP_REASONS - 1
+            self.dropped[reason if is_known else OTHER_REASON] += count
 
 
 class Appends(Protocol):
@@ -154,5 +163,6 @@ class Ingest:
         counters.flagged += tally.flagged
         counters.redactions += tally.redactions
         counters.dropped_fields += tally.dropped_fields
+        counters.add_dropped(tally.dropped)
         if accepted < len(results):
             counters.refused.update(result.code for result in results if result.code is not None)

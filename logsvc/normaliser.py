@@ -20,8 +20,9 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -35,9 +36,14 @@ from shippers import redact
 
 MAX_MESSAGE_BYTES = 32 * 1024
 PIPELINE_VERSION = "1"
+DROP_ACTION = "shipper.dropped"  # event.action of a record in which a shipper tells what it lost
+OTHER_REASON = "other"
+MAX_DROP_COUNT = 10**9  # more in one report is a mistake or a lie
 
 _DAY_US = 86_400 * timestamps.US_PER_S
 _SEVERITY_LEVELS = tuple(fields.LEVELS)
+_DROP_REASON = re.compile(r"[a-z_]{1,40}\Z")
+_DROP_COUNT = re.compile(r"[0-9]{1,10}\Z")
 _HEX = re.compile(r"[0-9a-f]+\Z")
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")
 _UUID7 = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?7[0-9a-f]{3}-?[89ab][0-9a-f]{3}-?[0-9a-f]{12}\Z")
@@ -76,11 +82,19 @@ class Tally:
     flagged: int = 0
     redactions: int = 0
     dropped_fields: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)  # records that shippers lost, by reason
+
+    def add_drop_report(self, labels: Mapping[str, str]) -> None:
+        """Count what a shipper's record says it dropped; a count that is none counts nothing."""
+        count, reason = labels.get("count", ""), labels.get("reason", "")
+        if _DROP_COUNT.match(count) and 0 < int(count) <= MAX_DROP_COUNT:
+            self.dropped[reason if _DROP_REASON.match(reason) else OTHER_REASON] += int(count)
 
     def add(self, other: Tally) -> None:
         self.flagged += other.flagged
         self.redactions += other.redactions
         self.dropped_fields += other.dropped_fields
+        self.dropped.update(other.dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +156,8 @@ class Normaliser:
             tally.flagged += 1
         tally.redactions += draft.secrets
         tally.dropped_fields += draft.dropped
+        if draft.values.get("event_action") == DROP_ACTION:
+            tally.add_drop_report(draft.labels)
         return entry, event_id
 
     def complete(self, draft: Draft, origin: Origin) -> None:

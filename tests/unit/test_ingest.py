@@ -182,3 +182,34 @@ def test_the_time_of_ingest_never_falls() -> None:
         assert second.ingested_us == first.ingested_us
 
     asyncio.run(scenario())
+
+
+def dropped(reason: object, count: object) -> Item:
+    return {"event.action": "shipper.dropped", "labels": {"reason": reason, "count": count, "total": "99"}}
+
+
+def test_what_shippers_dropped_is_counted_by_reason() -> None:
+    async def scenario() -> None:
+        fixture = Fixture()
+        await fixture.accept([dropped("queue_full", "5"), dropped("spool_full", 2), {"labels": {"count": "7"}}])
+        await fixture.accept([b'{"event":{"action":"shipper.dropped"},"labels":{"reason":"queue_full","count":"1"}}'])
+        assert fixture.counters.dropped == {"queue_full": 6, "spool_full": 2}
+
+    asyncio.run(scenario())
+
+
+def test_a_shipper_that_lies_can_make_neither_series_nor_numbers_without_end() -> None:
+    async def scenario() -> None:
+        fixture = Fixture()
+        odd = ["-1", "0", "1.5", "nan", "9" * 5_000, str(10**9 + 1), "", None, True, [1], "٣"]
+        await fixture.accept([dropped("exit", count) for count in odd])
+        await fixture.accept([{"event.action": "shipper.dropped"}])
+        assert fixture.counters.dropped == {}
+        await fixture.accept([dropped(reason, 1) for reason in ("x" * 41, 'a"b', "É", "", None, {"a": 1})])
+        assert fixture.counters.dropped == {"other": 6}
+        names = [first + second for first in "abcdefghij" for second in "abcdefghij"]
+        await fixture.accept([dropped(name, 1) for name in names])
+        assert len(fixture.counters.dropped) <= 32
+        assert fixture.counters.dropped.total() == 106
+
+    asyncio.run(scenario())
