@@ -51,6 +51,7 @@ class _Stream:
     at: Optional[Position] = None
     fed_at: float = 0.0
     settled: Optional[Position] = None  # where to read on after a restart, once all that was put has arrived
+    is_awaited: bool = False  # that it cannot be read has been said
 
     def settle(self) -> None:
         """Take note that all but what the joiner holds has been put."""
@@ -91,7 +92,10 @@ class Agent:
     def run(self, *, is_once: bool = False) -> None:
         """Read until ``stop`` is set; with ``is_once``, until all sources are at their end."""
         while not self.stop.is_set():
-            if not self.step():
+            has_read = self.step()
+            if not is_once:
+                self._tell_what_is_awaited()
+            if not has_read:
                 if is_once or all(stream.source.is_finished for stream in self._streams):
                     break
                 self.stop.wait(POLL_S)
@@ -104,6 +108,11 @@ class Agent:
                 # What might go on is read again later, if it can be.
                 self._put(stream, stream.joiner.flush())
                 stream.settle()
+
+    @property
+    def unread(self) -> dict[str, OSError]:
+        """Which sources cannot be read now, and why."""
+        return {stream.source.name: stream.source.error for stream in self._streams if stream.source.error is not None}
 
     def step(self) -> bool:
         """Read what there is now from each source once; return whether there was anything."""
@@ -156,6 +165,18 @@ class Agent:
         for stream in self._streams:
             stream.source.close()
         return has_arrived
+
+    def _tell_what_is_awaited(self) -> None:
+        for stream in self._streams:
+            error = stream.source.error
+            if error is None:
+                stream.is_awaited = False
+            elif not stream.is_awaited:
+                stream.is_awaited = True
+                if isinstance(error, FileNotFoundError):
+                    _say(f"waiting for {stream.source.name} to appear")
+                else:
+                    _say(f"waiting until {stream.source.name} can be read: {error.strerror}")
 
     def _mark(self) -> None:
         self._has_unmarked = False
@@ -306,6 +327,7 @@ what it does:
   traceback joins the line before it. Files are followed through renames and truncation. Where reading
   stopped is kept in --state-dir and moves only when the service has acknowledged; lines sent twice after a
   crash are stored once. While the service is away, reading waits (standard input goes to a spool on disk).
+  A file that is not there yet is awaited; with --once it is an error.
 
 a configuration file (TOML) may hold url, service, environment, version, state_dir, spool_dir, start, and:
   [[files]]
@@ -390,7 +412,12 @@ def _lock_state(state: Path) -> IO[bytes]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the agent; return the exit code: 0, 1 if not everything arrived, 2 for a wrong configuration."""
+    """Run the agent.
+
+    Returns:
+        The exit code: 0; 1 if not everything arrived or, with ``--once``, could be read; 2 for a wrong
+        configuration.
+    """
     try:
         config, options = _configure(arguments)
         if options.check:
@@ -433,13 +460,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             agent.run(is_once=options.once)
         except Stopped:
             pass
+        unread = agent.unread if options.once else {}
+        for path, error in unread.items():
+            _say(f"cannot read {path}: {error.strerror}")
         # --once is run by people and scripts who want to know; a daemon must stop when told.
         has_arrived = agent.finish(ONCE_TIMEOUT_S, settings.exit_timeout_s)
         batcher.close(settings.exit_timeout_s if has_arrived else 0.1)
         agent.settle()
     if not has_arrived:
         _say("not everything has arrived at the service; the rest will be sent at the next start")
-    return 0 if has_arrived else 1
+    return 0 if has_arrived and not unread else 1
 
 
 def _say(message: str) -> None:

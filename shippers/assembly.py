@@ -34,7 +34,7 @@ def open_batcher(
     spool_dir: SpoolDir = AUTO,
     settings: Settings | None = None,
 ) -> Batcher:
-    """Return a batcher that sends to the service, ready for records and for reports of task runs.
+    """Return a batcher that sends to the service, ready for records and, until closed, for reports of task runs.
 
     Args:
         url: Address of the service; None means ``LOGSVC_URL``.
@@ -69,18 +69,13 @@ def open_batcher(
             raise ValueError("no key to send logs with; pass api_key= or set LOGSVC_API_KEY (`logsvc keys create`)")
         transport = HttpTransport(url, api_key, settings.timeout_s)
     if root is not None:
-        # One program's processes share a directory, so that one adopts what another left. The key is
-        # no part of the name: a new key must deliver what a revoked one could not.
-        place = f"{url or ''}\0{service}\0{environment or ''}"
+        # One program's processes share a directory, so that one adopts what another left. Neither key nor
+        # address is part of the name: corrected, they must deliver what the wrong ones could not. So what
+        # waits goes wherever this service and environment are sent next; README says so.
+        place = f"{service}\0{environment or ''}"
         digest = hashlib.blake2b(place.encode("utf-8", "replace"), digest_size=6).hexdigest()
         root = root / f"{re.sub(r'[^A-Za-z0-9._-]', '_', service)[:64]}-{digest}"
     origin = Origin(service, environment, version, labels=dict(labels or {}))
     batcher = Batcher(transport, origin, spool_root=root, settings=settings)
     context.add_reporter(batcher.put)
     return batcher
-
-
-def close_batcher(batcher: Batcher, timeout_s: float | None = None) -> None:
-    """Take back ``open_batcher``."""
-    context.remove_reporter(batcher.put)
-    batcher.close(timeout_s)

@@ -10,6 +10,7 @@ Three steps, each bounded::
 What always holds:
 
 - ``put`` neither raises nor waits for disk or network. A full queue follows ``when_full``.
+- A service that stays away or takes nothing is said on standard error, at most once a minute.
 - What is lost is counted by reason, told to the service in a record with ``event.action``
   ``shipper.dropped``, and said on standard error at most once a minute.
 - Oldest first: while batches wait in the spool, newer ones queue behind them.
@@ -37,6 +38,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Union
 
+from shippers import context
 from shippers.record import Finisher, Item, Origin
 from shippers.spool import Spool, SpoolError
 from shippers.transport import ENCODINGS, Batch, Outcome, Transport, Verdict
@@ -52,6 +54,8 @@ _PRESSED_S = 2.0  # a queue more than half full for so long needs the interprete
 _OUTBOX_MAX_BYTES = 8 * 1024 * 1024  # compressed batches between encoder and sender
 _DROP_REPORT_INTERVAL_S = 10.0
 _COMPLAINT_INTERVAL_S = 60.0
+_TOLERATED_FAILURES = 3  # a service that restarts is no cause for complaint
+_TOLERATED_FAILURE_S = 5.0
 _ADOPT_INTERVAL_S = 60.0
 _SPOOL_RETRY_S = 1.0
 _RETRY_AFTER_MAX_S = 600.0
@@ -247,6 +251,8 @@ class Batcher:
         self._close_deadline: float | None = None
         # The sender's own:
         self._backoff = Backoff(self.settings.backoff_first_s, self.settings.backoff_max_s, self._rng)
+        self._failing_since = 0.0
+        self._failure = ""
         self._retry_at = 0.0
         self._spool_retry_at = 0.0
         self._adopt_at = 0.0
@@ -322,6 +328,7 @@ class Batcher:
 
         A record put afterwards goes to the spool at once, or is dropped and counted without one.
         """
+        context.remove_reporter(self.put)  # reports of task runs leave through the next shipper, if any
         timeout_s = self.settings.exit_timeout_s if timeout_s is None else timeout_s
         if time.monotonic() - self._flush_failed_at < 1.0:
             timeout_s = 0.0  # logging.shutdown flushes, then closes; it has waited already
@@ -347,6 +354,8 @@ class Batcher:
                 self._changed.notify_all()
             threads[0].join(2.0)
         self._save_the_rest()
+        if self._backoff.failures and (self._spool is not None or self.settings.is_replayable):
+            self._complain("away", self._failure)  # a short program ends before the third attempt
 
     def stats(self) -> dict[str, int]:
         """Return how many records this process epoch has ``encoded``, ``sent``, ``rejected`` and more."""
@@ -675,6 +684,7 @@ class Batcher:
 
     def _attempt(self, batch: Batch) -> bool:
         """Make one attempt; True if the batch is done with, for better or worse."""
+        started = time.monotonic()
         try:
             outcome = self._transport.send(batch)
         except Exception as exc:
@@ -692,17 +702,30 @@ class Batcher:
             if outcome.rejected:
                 self._count_drop("rejected", outcome.rejected, outcome.detail)
         else:
-            self._retry_at = time.monotonic() + self._backoff.after(outcome)
-            if verdict is Verdict.DENIED:
-                self._complain(
-                    "denied",
-                    f"the service does not take our logs ({outcome.reason}); check url and api_key; they are kept: "
-                    f"{outcome.detail}",
-                )
+            self._note_failure(outcome, started)
             return False
         self._backoff.reset()
         self._retry_at = 0.0
         return True
+
+    def _note_failure(self, outcome: Outcome, started: float) -> None:
+        now = time.monotonic()
+        if not self._backoff.failures:
+            self._failing_since = started
+        self._retry_at = now + self._backoff.after(outcome)
+        is_denied = outcome.verdict is Verdict.DENIED
+        problem = "does not take our logs; check url and api_key" if is_denied else "is not available"
+        detail = f": {outcome.detail}" if outcome.detail else ""
+        place = "in memory" if self._spool is None else f"in {self._spool.root}"
+        if self.settings.is_replayable:
+            place = "where they came from"
+        self._failure = f"{self._transport} {problem}; records wait {place} ({outcome.reason}{detail})"
+        if (
+            is_denied
+            or self._backoff.failures >= _TOLERATED_FAILURES
+            or now - self._failing_since >= _TOLERATED_FAILURE_S
+        ):
+            self._complain("away", self._failure)
 
     def _adopt(self) -> None:
         if self._spool is None or time.monotonic() < self._adopt_at:

@@ -9,6 +9,11 @@
     @shippers.task("mail.send", report=True)  # each call is a run with an id of its own
     async def send(mail): ...
 
+
+    @shippers.task("report.rows", report=True)  # the run lasts as long as the iteration
+    def rows():
+        yield ...
+
 The task lives in a ``contextvars.ContextVar``: every asyncio task inherits it, ``asyncio.to_thread``
 carries it. A new thread or a pool's worker starts without it, so wrap the function that it runs:
 ``pool.submit(shippers.carry(work), item)``, ``Thread(target=shippers.carry(work))``,
@@ -17,12 +22,12 @@ carries it. A new thread or a pool's worker starts without it, so wrap the funct
 With ``report=True`` a run announces itself: ``task.started``, then ``task.succeeded``,
 ``task.failed`` or ``task.cancelled`` with its duration and, if it failed, the exception. The
 reports leave through the shipper of the first ``LogHandler`` or ``LoguruSink`` that is open
-(``shipper.py`` registers it here), and are not printed to the application's own log. Without an
+(``assembly.py`` registers it here), and are not printed to the application's own log. Without an
 open shipper nothing is reported.
 
 What always holds: an exception passes through untouched, and nothing here raises one of its own.
 
-Not here: how a report is sent (shipper.py, batcher.py).
+Not here: how a report is sent (batcher.py).
 """
 
 from __future__ import annotations
@@ -42,9 +47,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 Reporter = Callable[["dict[str, Any]"], None]
 
-_fields: ContextVar[Optional[Mapping[str, Any]]] = ContextVar("shippers_task", default=None)
 
-current_fields = _fields.get
+class _Run(dict[str, Any]):
+    """The ``task.*`` fields of one run, the task it is of, and the run around it in its context."""
+
+    __slots__ = ("outer", "started_ns", "task")
+
+    def __init__(self, of: task, outer: _Run | None) -> None:
+        super().__init__()
+        self.task = of
+        self.outer = outer
+        self.started_ns = of._ns()
+
+
+_running: ContextVar[Optional[_Run]] = ContextVar("shippers_task", default=None)
+
+current_fields: Callable[[], Optional[Mapping[str, Any]]] = _running.get
 """Return the ``task.*`` fields of the running task, or None outside any; never change them."""
 
 _reporters: list[Reporter] = []
@@ -79,6 +97,11 @@ def carry(function: Callable[..., R]) -> Callable[..., R]:
 class task:  # noqa: N801 - read as a word: with shippers.task("billing.charge"):
     """A block (``with``, ``async with``) or function (decorator) that is one run of a task.
 
+    One object may be entered again and again, also by several threads or asyncio tasks at once:
+    each entry is a run of its own. The run of a generator, plain or async, begins with its first
+    step and ends with its last; between the steps its caller is outside the run. One that its
+    caller gives up half-way is cancelled.
+
     Args:
         name: What the task is called; few distinct names ("billing.charge", never "charge 17").
         id: Which run this is; None makes a new UUID for each.
@@ -88,9 +111,6 @@ class task:  # noqa: N801 - read as a word: with shippers.task("billing.charge")
         queue: The queue that the run came from.
         fields: More fields of the run by their ECS names, such as ``{"task.type": "cron"}``.
         clock: The time in seconds since 1970, for simulations and tests; None is the real time.
-
-    Attributes:
-        id: The id of the run, once entered.
     """
 
     def __init__(
@@ -107,8 +127,8 @@ class task:  # noqa: N801 - read as a word: with shippers.task("billing.charge")
     ) -> None:
         self._clock = clock
         self.name = name
-        self.id: str | None = None
         self._given_id = id
+        self._last_id: str | None = None
         self._report = report
         self._given: dict[str, Any] = {
             "task.attempt": attempt,
@@ -116,19 +136,18 @@ class task:  # noqa: N801 - read as a word: with shippers.task("billing.charge")
             "task.queue": queue,
             **(fields or {}),
         }
-        self._entered: list[tuple[Token[Optional[Mapping[str, Any]]], Mapping[str, Any], int]] = []
+        self._open: dict[int, _Run] = {}  # entered and not left
+
+    @property
+    def id(self) -> str | None:
+        """The id of the run: that entered here (in this thread or asyncio task), else the last entered; or None."""
+        run = self._innermost()
+        return self._last_id if run is None else run["task.id"]
 
     def __enter__(self) -> task:
-        parent = _fields.get()
-        self.id = uuid.uuid4().hex if self._given_id is None else _text(self._given_id)
-        run: dict[str, Any] = {"task.name": _text(self.name)[:200], "task.id": self.id}
-        run.update((key, _plain(value)) for key, value in self._given.items() if value is not None)
-        if parent is not None:
-            run.setdefault("task.parent.id", parent["task.id"])
-            run.setdefault("task.root.id", parent.get("task.root.id") or parent["task.id"])
-        self._entered.append((_fields.set(run), run, self._ns()))
-        if self._report:
-            _send(run, "started", "info", self._clock, None, None)
+        run = self._begin()
+        self._open[id(run)] = run
+        _running.set(run)
         return self
 
     def __exit__(
@@ -137,17 +156,16 @@ class task:  # noqa: N801 - read as a word: with shippers.task("billing.charge")
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._entered:
+        run = self._innermost()
+        if run is not None:
+            self._open.pop(id(run), None)
+            _running.set(run.outer)
+        elif self._open:
+            # Left in another context than entered (a fixture, a generator closed elsewhere): nothing to restore here.
+            run = self._open.popitem()[1]
+        else:
             return
-        token, run, started_ns = self._entered.pop()
-        if self._report:
-            status, level = _outcome(exc)
-            _send(run, status, level, self._clock, self._ns() - started_ns, exc)
-        try:
-            _fields.reset(token)
-        except ValueError:
-            # Left in another context than entered (a generator closed elsewhere): nothing to restore there.
-            pass
+        self._end(run, exc)
 
     async def __aenter__(self) -> task:
         return self.__enter__()
@@ -161,28 +179,121 @@ class task:  # noqa: N801 - read as a word: with shippers.task("billing.charge")
         self.__exit__(kind, exc, trace)
 
     def __call__(self, function: F) -> F:
-        """Make each call of ``function``, plain or async, a run of this task."""
-        if inspect.iscoroutinefunction(function):
+        """Make each call of ``function``, plain or async, generator or not, a run of this task."""
+        wrapped: Callable[..., Any]
+        if inspect.isasyncgenfunction(function):
 
-            @functools.wraps(function)
-            async def run_async(*args: Any, **kwargs: Any) -> Any:
-                with self._copy():
+            async def wrapped(*args: Any, **kwargs: Any) -> Any:
+                steps = _Steps(self)
+                try:
+                    generator = function(*args, **kwargs)
+                    resume, value = generator.asend, None
+                    while True:
+                        with steps:
+                            item = await resume(value)
+                        try:
+                            value = yield item
+                            resume = generator.asend
+                        except GeneratorExit:
+                            with steps:
+                                await generator.aclose()
+                            raise
+                        except BaseException as exc:
+                            resume, value = generator.athrow, exc
+                except StopAsyncIteration:
+                    steps.end(None)
+                except BaseException as exc:
+                    steps.end(exc)
+                    raise
+
+        elif inspect.isgeneratorfunction(function):
+
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                steps = _Steps(self)
+                try:
+                    generator = function(*args, **kwargs)
+                    resume, value = generator.send, None
+                    while True:
+                        with steps:
+                            item = resume(value)
+                        try:
+                            value = yield item
+                            resume = generator.send
+                        except GeneratorExit:
+                            with steps:
+                                generator.close()
+                            raise
+                        except BaseException as exc:
+                            resume, value = generator.throw, exc
+                except StopIteration as stop:
+                    steps.end(None)
+                    return stop.value
+                except BaseException as exc:
+                    steps.end(exc)
+                    raise
+
+        elif inspect.iscoroutinefunction(function):
+
+            async def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with self:
                     return await function(*args, **kwargs)
 
-            return cast(F, run_async)
+        else:
 
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self._copy():
-                return function(*args, **kwargs)
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return function(*args, **kwargs)
 
-        return cast(F, run)
+        return cast(F, functools.wraps(function)(wrapped))
+
+    def _innermost(self) -> _Run | None:
+        """Return the innermost run of this task in the present context."""
+        run = _running.get()
+        while run is not None and run.task is not self:
+            run = run.outer
+        return run
+
+    def _begin(self) -> _Run:
+        outer = _running.get()
+        run = _Run(self, outer)
+        run["task.name"] = _text(self.name)[:200]
+        run["task.id"] = self._last_id = uuid.uuid4().hex if self._given_id is None else _text(self._given_id)
+        run.update((key, _plain(value)) for key, value in self._given.items() if value is not None)
+        if outer is not None:
+            run.setdefault("task.parent.id", outer["task.id"])
+            run.setdefault("task.root.id", outer.get("task.root.id") or outer["task.id"])
+        if self._report:
+            _send(run, "started", "info", self._clock, None, None)
+        return run
+
+    def _end(self, run: _Run, exc: BaseException | None) -> None:
+        if self._report:
+            status, level = _outcome(exc)
+            _send(run, status, level, self._clock, self._ns() - run.started_ns, exc)
 
     def _ns(self) -> int:
         return time.monotonic_ns() if self._clock is None else round(self._clock() * 1e9)
 
-    def _copy(self) -> task:
-        return task(self.name, id=self._given_id, report=self._report, fields=self._given, clock=self._clock)
+
+class _Steps:
+    """The run of a generator: inside ``with`` for each step, and its caller outside it in between."""
+
+    def __init__(self, of: task) -> None:
+        self._run = self._inner = of._begin()
+
+    def __enter__(self) -> None:
+        self._token: Token[Optional[_Run]] = _running.set(self._inner)
+
+    def __exit__(self, *_: object) -> None:
+        # Tasks that the generator has entered itself are still entered at its next step.
+        self._inner = _running.get() or self._run
+        try:
+            _running.reset(self._token)
+        except ValueError:
+            pass  # its event loop is gone, and it is closed in another context: nothing to restore there
+
+    def end(self, exc: BaseException | None) -> None:
+        self._run.task._end(self._run, exc)
 
 
 def _outcome(exc: BaseException | None) -> tuple[str, str]:

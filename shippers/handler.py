@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from threading import get_ident
 from typing import Any
 
-from shippers.assembly import AUTO, SpoolDir, close_batcher, open_batcher
+from shippers.assembly import AUTO, SpoolDir, open_batcher
 from shippers.batcher import Settings, own_threads
 from shippers.record import capture_logging
 from shippers.transport import Transport
@@ -103,7 +103,7 @@ class LogHandler(logging.Handler):
 
     def close(self, timeout_s: float | None = None) -> None:
         """Send or spool what waits, within ``timeout_s`` (None: ``Settings.exit_timeout_s``)."""
-        close_batcher(self.batcher, timeout_s)
+        self.batcher.close(timeout_s)
         super().close()
 
 

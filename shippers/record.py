@@ -119,7 +119,7 @@ def _stacks(record: logging.LogRecord) -> Error | None:
         if record.stack_info and (error is None or not error[0]):
             error = "", "", cut(str.__str__(record.stack_info), STACK_MAX_CHARS)
     except Exception as exc:
-        error = "Exception", f"exception not captured: {safe_repr(exc)}", ""
+        error = "", "", f"exception not captured: {safe_repr(exc)}"
     return error
 
 

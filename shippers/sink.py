@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from threading import get_ident
 from typing import Any
 
-from shippers.assembly import AUTO, SpoolDir, close_batcher, open_batcher
+from shippers.assembly import AUTO, SpoolDir, open_batcher
 from shippers.batcher import Settings, own_threads
 from shippers.record import capture_loguru
 from shippers.transport import Transport
@@ -91,4 +91,4 @@ class LoguruSink:
 
         At the exit of the program it happens by itself.
         """
-        close_batcher(self.batcher, timeout_s)
+        self.batcher.close(timeout_s)

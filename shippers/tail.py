@@ -70,10 +70,11 @@ class Source(Protocol):
     one chunk holds is of one file. ``is_finished`` tells that there will be no more. ``finish``
     returns a last line that has no line feed, and is called when no more is awaited. ``close``
     releases what is held. None of them raises for what a file does; a source that cannot be read
-    now is one without lines.
+    now is one without lines, and ``error`` says why.
     """
 
     name: str
+    error: OSError | None
 
     @property
     def is_finished(self) -> bool: ...
@@ -146,6 +147,7 @@ class FileSource:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = path
+        self.error: OSError | None = None
         self._grace_s = grace_s
         self._clock = clock
         self._resume = resume
@@ -161,7 +163,8 @@ class FileSource:
         """Return the next lines, or None."""
         try:
             return self._read()
-        except OSError:
+        except OSError as exc:
+            self.error = exc
             self.close()
             return None
 
@@ -232,9 +235,11 @@ class FileSource:
             return True
         try:
             self._descriptor = os.open(self.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError:
+        except OSError as exc:
+            self.error = exc
             self._resume = resume  # not there yet: it may still be renamed back
             return False
+        self.error = None
         self._inode = os.fstat(self._descriptor).st_ino
         self._fingerprint = _fingerprint(self._descriptor)
         self._generation = 0
@@ -265,6 +270,7 @@ class FileSource:
             if status.st_ino == resume.inode and status.st_size >= resume.offset:
                 fingerprint = _fingerprint(descriptor, is_whole=True)
                 if fingerprint == resume.fingerprint:
+                    self.error = None
                     self._descriptor = descriptor
                     self._inode, self._generation = resume.inode, resume.generation
                     self._fingerprint = fingerprint
@@ -284,6 +290,8 @@ class FileSource:
 
 class StreamSource:
     """Reads a stream that ends, such as standard input; it cannot be resumed."""
+
+    error: OSError | None = None
 
     def __init__(self, descriptor: int = 0, name: str = "-") -> None:
         self.name = name

@@ -132,7 +132,8 @@ class Transport(Protocol):
     service does, and reports ACCEPTED only when the service has taken over every record of the
     batch that it did not reject. Sending the same batch again is harmless.
     ``forget`` drops connections without a word to the other side: they belong to the parent
-    process after a fork. ``close`` ends them; ``send`` after either opens new ones.
+    process after a fork. ``close`` ends them; ``send`` after either opens new ones. ``str()`` of a
+    transport names where it sends, in words fit for standard error: without the key.
     """
 
     def send(self, batch: Batch) -> Outcome: ...
@@ -191,6 +192,9 @@ class HttpTransport:
             self._tls = ssl.create_default_context(cafile=self.ca_file)
         self._connection: http.client.HTTPConnection | None = None
         self._was_used = False
+
+    def __str__(self) -> str:
+        return self.url
 
     def send(self, batch: Batch) -> Outcome:
         """Make one attempt to send ``batch``; see ``Transport``."""
@@ -268,7 +272,8 @@ class HttpTransport:
         if 200 <= status < 300:
             rejected, detail = _read_rejections(text)
             return Outcome(Verdict.ACCEPTED, reason, rejected=rejected, detail=detail)
-        detail = text[:500].decode("utf-8", "replace")
+        # A wrong address may echo what it got, and its words reach standard error.
+        detail = text.replace(self.api_key.encode(), b"[key]")[:500].decode("utf-8", "replace")
         if status == 413:
             return Outcome(Verdict.TOO_LARGE, reason, detail=detail)
         if status in _DENIED:

@@ -295,6 +295,38 @@ def test_two_agents_never_share_their_state(service: Service, tmp_path: Path, pr
     assert b"another agent uses" in errors
 
 
+def test_once_with_a_file_that_is_not_there_is_an_error_and_the_others_are_sent(
+    service: Service, tmp_path: Path, program: Any
+) -> None:
+    (tmp_path / "a.log").write_text("one\n")
+    process = program("--once", "--url", service.url, str(tmp_path / "a.log"), str(tmp_path / "b.log"))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.decode() == f"shippers.agent: cannot read {tmp_path}/b.log: No such file or directory\n"
+    assert service.messages() == ["one"]
+
+
+def test_a_file_that_is_not_there_yet_is_awaited_and_that_is_said_once(rig: Rig, capfd: Any) -> None:
+    rig.start()
+    reader = threading.Thread(target=rig.agent.run)
+    reader.start()
+    said = ""
+    deadline = time.monotonic() + 20.0
+    while "waiting" not in said and time.monotonic() < deadline:
+        said += capfd.readouterr().err
+        time.sleep(0.01)
+    assert said == f"shippers.agent: waiting for {rig.log} to appear\n"
+    rig.write("one\ntwo\n")
+    rig.transport.wait_for(1)  # the last line may go on
+    rig.agent.stop.set()
+    reader.join(20.0)
+    rig.agent._clock = time.monotonic
+    rig.agent.finish(20.0, 20.0)
+    rig.batcher.close(0.5)
+    assert rig.messages() == ["one"]
+    assert capfd.readouterr().err == ""
+
+
 # --- configuration -----------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,13 @@ def put(batcher: Batcher, *messages: str, **more: Any) -> None:
         batcher.put({"@timestamp": "2024-12-25T13:00:00Z", "message": message, **more})
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20.0
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def messages(transport: CapturingTransport) -> list[str]:
     return [record["message"] for record in transport.records if record.get("event.action") != "shipper.dropped"]
 
@@ -88,6 +95,60 @@ def test_a_wrong_key_loses_nothing_and_is_said_once(
     transport.wait_for(2)
     assert messages(transport) == ["one", "two"]
     assert capsys.readouterr().err.count("check url and api_key") == 1
+
+
+def test_a_wrong_address_is_said_once_with_the_reason_and_without_the_key(
+    closing: list[Batcher], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    batcher = make(closing, HttpTransport(url, KEY), tmp_path)
+    put(batcher, "one")
+    wait_until(lambda: batcher._backoff.failures > 6)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"{url} is not available" in err
+    assert "connection_refused" in err
+    assert str(tmp_path) in err
+    assert KEY not in err
+
+
+def test_an_address_that_echoes_the_key_does_not_bring_it_to_standard_error(
+    service: Service, closing: list[Batcher], capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.always = reply(404, b"x" * 490 + KEY.encode())
+    batcher = make(closing, HttpTransport(service.url, KEY))
+    put(batcher, "one")
+    service.wait_for_attempts(2)
+    batcher.close()
+    err = capsys.readouterr().err
+    assert service.url in err
+    assert "xxx[key]" in err
+    assert KEY[:8] not in err
+
+
+def test_a_service_that_is_away_for_a_moment_is_no_complaint(
+    closing: list[Batcher], capsys: pytest.CaptureFixture[str]
+) -> None:
+    transport = CapturingTransport()
+    transport.answer_next(AWAY, AWAY)
+    put(make(closing, transport), "one")
+    transport.wait_for(1)
+    closing[0].close()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_program_that_ends_at_once_says_that_the_service_was_not_there(
+    closing: list[Batcher], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transport = CapturingTransport()
+    transport.go_away()
+    batcher = make(closing, transport, tmp_path, backoff_first_s=60.0, backoff_max_s=60.0)
+    batcher._rng.seed(1)
+    put(batcher, "one")
+    assert batcher.flush(20.0)
+    assert capsys.readouterr().err == ""
+    batcher.close()
+    assert "is not available" in capsys.readouterr().err
 
 
 def test_a_batch_too_large_is_sent_in_parts_and_a_single_record_dropped(
@@ -241,6 +302,30 @@ os.kill(os.getpid(), signal.SIGKILL)
         handler.close()
         assert back.messages() == [*[f"m{number}" for number in range(30)], "later"]
         assert len({record["event.id"] for record in back.records}) == 31
+
+
+def test_what_waits_for_a_wrong_address_is_sent_to_the_right_one(service: Service, tmp_path: Path) -> None:
+    for url in (f"http://127.0.0.1:{free_port()}", service.url):
+        handler = shippers.LogHandler(url, KEY, service="shop", environment="test", spool_dir=tmp_path)
+        logger = logging.Logger("shop")  # noqa: LOG001 - one of its own, not the program\'s
+        logger.addHandler(handler)
+        logger.warning("to %s", url)
+        handler.close()
+    assert len(service.wait_for(2)) == 2
+    assert not list(tmp_path.rglob("*.batch"))
+
+
+@pytest.mark.parametrize("other", [{"service": "mail"}, {"environment": "production"}])
+def test_what_waits_is_of_one_service_and_environment(service: Service, tmp_path: Path, other: dict[str, str]) -> None:
+    away = f"http://127.0.0.1:{free_port()}"
+    names = {"service": "shop", "environment": "test"}
+    for url, named in ((away, names), (service.url, {**names, **other})):
+        handler = shippers.LogHandler(url, KEY, **named, spool_dir=tmp_path)
+        logger = logging.Logger("shop")  # noqa: LOG001 - one of its own, not the program\'s
+        logger.addHandler(handler)
+        logger.warning("to %s", url)
+        handler.close()
+    assert service.messages() == [f"to {service.url}"]
 
 
 # --- bounds ------------------------------------------------------------------------------------

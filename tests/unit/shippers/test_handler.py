@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import enum
+import gc
 import io
 import logging
 import logging.config
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -119,10 +121,33 @@ def test_local_variables_are_never_sent(rig: Rig) -> None:
     assert "p4ssw0rd" not in rig.records()[0]["error.stack_trace"].replace('password = "p4ssw0rd"', "")
 
 
-def test_the_stack_that_was_asked_for_follows_the_message(rig: Rig) -> None:
+def test_the_stack_that_was_asked_for_is_no_part_of_the_message(rig: Rig) -> None:
     rig.logger.info("here", stack_info=True)
-    message = rig.records()[0]["message"]
-    assert message.startswith("here\nStack (most recent call last):")
+    (record,) = rig.records()
+    assert record["message"] == "here"
+    assert record["error.stack_trace"].startswith("Stack (most recent call last):")
+    assert "error.type" not in record
+
+
+def test_the_stack_that_was_asked_for_leaves_that_of_the_exception_alone(rig: Rig) -> None:
+    try:
+        raise KeyError("x")
+    except KeyError:
+        rig.logger.exception("it broke", stack_info=True, extra={"order": 17})
+    (record,) = rig.records()
+    assert (record["message"], record["error.type"], record["order"]) == ("it broke", "KeyError", 17)
+    assert record["error.stack_trace"].startswith("Traceback")
+    assert record["error.stack_trace"].endswith("KeyError: 'x'\n")
+    assert record["stack_info"].startswith("Stack (most recent call last):")
+
+
+def test_an_exception_that_is_none_is_told_and_the_message_stays(rig: Rig) -> None:
+    record = logging.LogRecord("x", 40, "f.py", 1, "it broke", (), None, "f")
+    record.exc_info = ("a",)  # type: ignore[assignment]
+    rig.handler.handle(record)
+    (shipped,) = rig.records()
+    assert shipped["message"] == "it broke"
+    assert "exception not captured: IndexError" in shipped["error.stack_trace"]
 
 
 @pytest.mark.parametrize(
@@ -490,3 +515,162 @@ def test_a_run_in_simulated_time_is_reported_in_it(rig: Rig) -> None:
     assert started["@timestamp"] == "2024-12-25T12:00:00.000000Z"
     assert succeeded["@timestamp"] == "2024-12-25T12:00:02.500000Z"
     assert succeeded["event.duration"] == 2_500_000_000
+
+
+def test_the_run_of_a_generator_is_its_iteration(rig: Rig) -> None:
+    @shippers.task("rows", report=True)
+    def rows(count: int) -> Generator[int, str, str]:
+        said = ""
+        for number in range(count):
+            rig.logger.info("row %d", number)
+            said += yield number
+        return said
+
+    def all_rows() -> Generator[int, str, None]:
+        said = yield from rows(2)
+        rig.logger.info(said)
+
+    run = rows(1)
+    assert rig.reports() == []  # nothing has run
+    run.close()
+    assert rig.reports() == []
+    with shippers.task("caller"):
+        outer = all_rows()
+        assert next(outer) == 0
+        rig.logger.info("between")
+        assert outer.send("a") == 1
+        with pytest.raises(StopIteration):
+            outer.send("b")
+    first, between, second, result = rig.records()
+    assert [first["task.name"], second["task.name"]] == ["rows", "rows"]
+    assert first["task.id"] == second["task.id"]
+    assert between["task.name"] == result["task.name"] == "caller"
+    assert result["message"] == "ab"
+    assert [report["task.status"] for report in rig.reports()] == ["started", "succeeded"]
+
+
+def test_a_generator_that_fails_or_is_given_up_says_so(rig: Rig) -> None:
+    closed = []
+
+    @shippers.task("rows", report=True)
+    def rows(error: Exception | None) -> Iterator[int]:
+        try:
+            yield 1
+            if error is not None:
+                raise error
+            yield 2
+        finally:
+            rig.logger.info("closing")
+            closed.append(1)
+
+    error = ValueError("no more")
+    with pytest.raises(ValueError, match="no more") as caught:
+        list(rows(error))
+    assert caught.value is error
+    for number in rows(None):
+        assert number == 1
+        break
+    gc.collect()
+    assert closed == [1, 1]
+    assert [report["task.status"] for report in rig.reports()] == ["started", "failed", "started", "cancelled"]
+    assert [record["task.name"] for record in rig.records()] == ["rows", "rows"]
+
+
+def test_what_is_thrown_into_a_generator_arrives_in_its_body(rig: Rig) -> None:
+    @shippers.task("rows", report=True)
+    def rows() -> Generator[str, None, None]:
+        with shippers.task("inner"):
+            try:
+                yield "first"
+            except KeyError:
+                rig.logger.info("caught")
+                yield "second"
+        rig.logger.info("left")
+
+    run = rows()
+    assert next(run) == "first"
+    rig.logger.info("outside")
+    assert run.throw(KeyError("x")) == "second"
+    assert list(run) == []
+    outside, caught, left = rig.records()
+    assert "task.name" not in outside
+    assert (caught["task.name"], left["task.name"]) == ("inner", "rows")
+    assert rig.reports()[-1]["task.status"] == "succeeded"
+
+
+def test_the_run_of_an_async_generator_is_its_iteration(rig: Rig) -> None:
+    @shippers.task("rows", report=True)
+    async def rows(count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            await asyncio.sleep(0)
+            rig.logger.info("row %d", number)
+            yield number
+        if count == 3:
+            raise ValueError("three")
+
+    async def main() -> None:
+        async for _ in rows(2):
+            rig.logger.info("between")
+        with pytest.raises(ValueError, match="three"):
+            [row async for row in rows(3)]
+        given_up = rows(5)
+        assert await anext(given_up) == 0
+        await given_up.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(main())
+    assert [record.get("task.name") for record in rig.records()] == ["rows", None, "rows", None, *["rows"] * 4]
+    statuses = [report["task.status"] for report in rig.reports()]
+    assert statuses == ["started", "succeeded", "started", "failed", "started", "cancelled"]
+
+
+def test_one_task_object_entered_by_threads_at_once_keeps_their_runs_apart(rig: Rig) -> None:
+    run = shippers.task("t", report=True)
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
+    ids = {}
+
+    def first() -> None:
+        with run:
+            first_in.set()
+            assert second_in.wait(10.0)
+            ids["first"] = run.id
+            rig.logger.info("first")
+        first_out.set()
+
+    def second() -> None:
+        assert first_in.wait(10.0)
+        with run:
+            second_in.set()
+            assert first_out.wait(10.0)
+            ids["second"] = run.id
+            rig.logger.info("second")
+            raise KeyError("second")
+
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(first), pool.submit(second)]
+    done[0].result()
+    with pytest.raises(KeyError, match="second"):
+        done[1].result()
+    assert {record["message"]: record["task.id"] for record in rig.records()} == ids
+    ends = {report["task.id"]: report["task.status"] for report in rig.reports() if report["task.status"] != "started"}
+    assert ends == {ids["first"]: "succeeded", ids["second"]: "failed"}
+
+
+def test_a_task_left_in_another_context_than_entered_still_ends(rig: Rig) -> None:
+    run = shippers.task("t", report=True)
+    contextvars.copy_context().run(run.__enter__)
+    run.__exit__(None, None, None)
+    run.__exit__(None, None, None)
+    assert [report["task.status"] for report in rig.reports()] == ["started", "succeeded"]
+
+
+def test_reports_leave_through_the_next_shipper_when_one_is_closed_by_its_batcher() -> None:
+    first, second = Rig(), Rig()
+    first.handler.batcher.close()
+    with shippers.task("t", report=True):
+        pass
+    try:
+        assert [report["task.status"] for report in second.reports()] == ["started", "succeeded"]
+        assert first.handler.batcher.stats()["dropped"] == 0
+    finally:
+        first.handler.close()
+        second.handler.close()
