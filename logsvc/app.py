@@ -260,6 +260,7 @@ class Service:
             lambda: {"accepted": counters.accepted, "refused": float(sum(counters.refused.values()))},
         )
         telemetry.watch("ingest_refused_records_total", lambda: dict(counters.refused))
+        telemetry.watch("ingest_dropped_records_total", lambda: dict(counters.dropped))
         telemetry.watch("ingest_flagged_records_total", lambda: {"conflict": counters.flagged})
         telemetry.watch("ingest_duplicates_total", lambda: indexer.status().duplicates_total)
         telemetry.watch("ingest_masked_values_total", lambda: counters.redactions)
