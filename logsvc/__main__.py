@@ -1,8 +1,6 @@
 """The commands: serve, and everything a person does from a terminal.
 
-Exit codes: 0 done; 1 a command's own "no"; 2 wrong input; 3 the service or the store does not
-answer; 4 no key or not allowed; 5 no such thing; 6 a setting, the schema or the data directory
-stops the start.
+What a command ends with is one of ``client.Exit``; what goes wrong is one sentence on standard error.
 
 ``search``, ``tail`` and ``tickets`` talk to a running service (``LOGSVC_URL``, ``LOGSVC_API_KEY``);
 ``serve``, ``keys``, ``deadletters`` and ``journal`` work on the data directory (``LOGSVC_DATA_DIR``).
@@ -13,17 +11,19 @@ Modules are imported by the commands that need them, so that ``--help`` answers 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
+from urllib.parse import quote
 
 import msgspec
 import typer
 
 from logsvc import __version__, terminal
-from logsvc.client import Client, ClientError
+from logsvc.client import Client, ClientError, Exit, SearchPage
 from logsvc.errors import (
     BadInput,
     DataDirectoryLocked,
@@ -41,7 +41,11 @@ something is off. Applications ship with `shippers.LogHandler`, `shippers.Loguru
 `python -m shippers.agent`.
 """
 
-app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in Exit) + "."
+
+app = typer.Typer(
+    help=HELP, epilog=EPILOG, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False
+)
 tickets_app = typer.Typer(help="Tickets that anomalies became.", no_args_is_help=True)
 keys_app = typer.Typer(help="Keys of the service; works on the data directory, running or not.", no_args_is_help=True)
 deadletters_app = typer.Typer(help="Records that were accepted but the store will never take.", no_args_is_help=True)
@@ -70,34 +74,44 @@ ConfigOption = Annotated[
 
 def main() -> None:
     """Run a command; the entry point of ``logsvc`` and ``python -m logsvc``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without Unicode gets ?, not an error
+            stream.reconfigure(errors="replace")
     app()
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what goes wrong into one sentence on standard error and the right exit code."""
+def _explained(query: str = "") -> Iterator[None]:
+    """Turn what goes wrong into one sentence on standard error and the right exit code.
+
+    Args:
+        query: What was asked; shown with a caret where the service could not read on.
+    """
     try:
         yield
     except ClientError as exc:
-        _complain(str(exc), exc.problem)
-        raise typer.Exit(exc.exit_code) from exc
+        _complain(str(exc), exc.exit_code, exc.problem, query)
     except (SettingsError, SchemaMismatch, DataDirectoryLocked) as exc:
-        _complain(str(exc))
-        raise typer.Exit(6) from exc
+        _complain(str(exc), Exit.REFUSED)
     except LogsvcError as exc:
-        _complain(str(exc))
-        code = {BadInput: 2, StoreUnavailable: 3, NotFound: 5}
-        raise typer.Exit(next((n for kind, n in code.items() if isinstance(exc, kind)), 1)) from exc
+        codes = {BadInput: Exit.INPUT, StoreUnavailable: Exit.AWAY, NotFound: Exit.MISSING}
+        _complain(str(exc), next((code for kind, code in codes.items() if isinstance(exc, kind)), Exit.NO))
+    except UnicodeEncodeError as exc:
+        # The shell's bytes that are not UTF-8 come as halves of surrogate pairs, which nothing can send or store.
+        _complain(f"{exc.object!r:.200} is not UTF-8; expected text", Exit.INPUT)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(Exit.INTERRUPTED) from None
 
 
-def _complain(message: str, problem: dict[str, Any] | None = None) -> None:
+def _complain(message: str, code: Exit, problem: Mapping[str, Any] | None = None, query: str = "") -> NoReturn:
+    problem = problem or {}
     err = terminal.console(is_error=True)
-    err.print(f"[bold red]error:[/] {_escape(message)}")
-    hint = (problem or {}).get("hint")
-    if hint:
-        err.print(f"[green]hint:[/] {_escape(str(hint))}")
+    err.print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True)
+    if query and isinstance(problem.get("position"), int):
+        err.print(_escape(terminal.pointed(query, problem["position"])), soft_wrap=True)
+    if problem.get("hint"):
+        err.print(f"[green]hint:[/] {_escape(str(problem['hint']))}", soft_wrap=True)
+    raise typer.Exit(code)
 
 
 def _escape(text: str) -> str:
@@ -153,8 +167,10 @@ def search(
 
     Examples: `logsvc search 'timeout AND NOT service:web' --from now-1h` ·
     `logsvc search 'task:"billing.charge" level:>=error' -o json`
+
+    Text shows the newest at the bottom, next to the prompt; JSON has the newest first.
     """
-    with _explained():
+    with _explained(q):
         client = Client(url)
         records: list[dict[str, Any]] = []
         cursor: str | None = None
@@ -163,6 +179,7 @@ def search(
         while len(records) < limit:
             page = client.get(
                 "/api/v1/search",
+                SearchPage,
                 **{"q": q, "from": start, "to": end, "cursor": cursor},
                 limit=min(1000, limit - len(records)),
                 order="asc" if oldest_first else "desc",
@@ -192,12 +209,12 @@ def tail(
     url: UrlOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show records as they arrive, until Ctrl-C. With `-o json`, one JSON object a line."""
-    with _explained():
+    """Show records as they arrive, until Ctrl-C or the service's end. With `-o json`, one JSON object a line."""
+    with _explained(q):
         out = terminal.console()
-        if output is Output.TEXT:
-            terminal.console(is_error=True).print("[dim]following; Ctrl-C ends[/]")
         with Client(url).events("/api/v1/tail", q=q) as records:
+            if output is Output.TEXT:
+                terminal.console(is_error=True).print("[dim]following; Ctrl-C ends[/]")
             for record in records:
                 if output is Output.JSON:
                     sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
@@ -215,8 +232,10 @@ def tickets_list(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List tickets, the newest first."""
+    from logsvc.tickets import TicketList
+
     with _explained():
-        body = Client(url).get("/api/v1/tickets", state=state, task=task, limit=limit)
+        body = Client(url).get("/api/v1/tickets", TicketList, state=state, task=task, limit=limit)
         if output is Output.JSON:
             _print_json(body)
         elif body["tickets"]:
@@ -232,8 +251,12 @@ def tickets_show(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show one ticket: the burst against its baseline, the evidence, sample records."""
+    from logsvc.tickets import Ticket
+
     with _explained():
-        ticket = Client(url).get(f"/api/v1/tickets/{id}")
+        if not id.strip():
+            raise BadInput("an empty ID names no ticket; `logsvc tickets list` shows those there are")
+        ticket = Client(url).get(f"/api/v1/tickets/{quote(id, safe='')}", Ticket)
         if output is Output.JSON:
             _print_json(ticket)
         else:
@@ -443,7 +466,7 @@ def doctor(config: ConfigOption = None, url: UrlOption = None, output: OutputOpt
             rows = [(Text(marks[f.grade], style=styles[f.grade]), f.what, f.text, f.advice or "") for f in findings]
             terminal.console().print(terminal.table(None, ("", "What", "Found", "What to do"), rows))
         if any(finding.grade is Grade.WRONG for finding in findings):
-            raise typer.Exit(1)
+            raise typer.Exit(Exit.NO)
 
 
 @app.command()

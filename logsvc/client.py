@@ -1,7 +1,8 @@
 """Client: what the commands use to talk to a running service, and nothing else.
 
-Address and key come from ``LOGSVC_URL`` and ``LOGSVC_API_KEY``. Answers that are no success
-become ``ClientError`` with the problem's own words.
+Address and key come from ``LOGSVC_URL`` and ``LOGSVC_API_KEY``. Whatever is not the answer of a
+service of ours becomes ``ClientError``: one sentence, with the exit code of the command. The key is
+in no message.
 """
 
 from __future__ import annotations
@@ -9,58 +10,142 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from enum import IntEnum
+from typing import Any, TypedDict
 
 import httpx
 import msgspec
 
+from logsvc.names import KEY_RULE, is_key
+
 DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+class Exit(IntEnum):
+    """What a command ends with, for scripts; ``meaning`` is how help and README say it."""
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> Exit:
+        """Make a code of a number and its meaning."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.meaning = meaning
+        return code
+
+    DONE = 0, "done"
+    NO = 1, "the command's own no: doctor found something wrong, the demo no right ticket"
+    INPUT = 2, "wrong input: an option, a query, a time"
+    AWAY = 3, "the service or its store does not answer, or what answers is not logsvc"
+    KEY = 4, "no key, not a key, or not allowed"
+    MISSING = 5, "no such ticket, key or dead letter"
+    REFUSED = 6, "a setting, the schema or the data directory stops the start"
+    INTERRUPTED = 130, "ended by Ctrl-C"
+
+
+class Total(TypedDict):
+    """How many records match."""
+
+    value: int
+    relation: str
+
+
+class SearchPage(TypedDict):
+    """What ``/api/v1/search`` answers."""
+
+    records: list[dict[str, Any]]
+    next_cursor: str | None
+    total: Total
+    took_ms: int
+
+
+class Status(TypedDict):
+    """What ``/readyz`` answers."""
+
+    status: str
 
 
 class ClientError(Exception):
     """The service did not answer as wished. ``exit_code`` is what a command ends with."""
 
-    def __init__(self, message: str, exit_code: int = 1, problem: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, message: str, exit_code: Exit = Exit.NO, problem: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.problem = dict(problem or {})
 
 
 class Client:
-    """Calls to one service with one key."""
+    """Calls to one service with one key.
+
+    Raises:
+        ClientError: From every method, and if the address or the key cannot be one.
+    """
 
     def __init__(self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = 30.0) -> None:
         self.url = (url or os.environ.get("LOGSVC_URL") or DEFAULT_URL).rstrip("/")
         key = api_key or os.environ.get("LOGSVC_API_KEY") or ""
+        if key and not is_key(key):
+            raise ClientError(
+                f"LOGSVC_API_KEY does not hold a key ({len(key)} characters); expected {KEY_RULE}, "
+                "without spaces or line ends, as `logsvc keys create` printed it",
+                Exit.KEY,
+            )
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
+        try:
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
+        except (httpx.InvalidURL, ValueError) as exc:
+            raise ClientError(
+                f"cannot use the address {self.url}: {exc}; expected one such as {DEFAULT_URL}", Exit.INPUT
+            ) from exc
 
-    def get(self, path: str, **params: str | int | None) -> dict[str, Any]:
-        """Return the JSON that ``path`` answers; parameters that are None are left out."""
+    def get(self, path: str, shape: Any = dict[str, Any], /, **params: str | int | None) -> dict[str, Any]:
+        """Return the JSON that ``path`` answers, checked to fit ``shape``; parameters that are None are left out."""
         response = self._send(path, params)
-        body: dict[str, Any] = msgspec.json.decode(response.content)
+        try:
+            body = msgspec.json.decode(response.content, type=dict[str, Any])
+            msgspec.convert(body, shape)
+        except ValueError as exc:
+            raise self._stranger(response) from exc
         return body
 
-    def text(self, path: str) -> str:
-        """Return the text that ``path`` answers."""
-        return self._send(path, {}).text
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics that have no labels."""
+        response = self._send("/metrics", {})
+        values = {}
+        try:
+            for line in response.text.splitlines():
+                if line and not line.startswith("#") and "{" not in line:
+                    name, _, value = line.partition(" ")
+                    values[name] = float(value)
+        except ValueError as exc:
+            raise self._stranger(response) from exc
+        return values
 
     @contextmanager
     def events(self, path: str, **params: str | int | None) -> Iterator[Iterator[dict[str, Any]]]:
-        """Yield the records of a server-sent stream, as they come."""
+        """Yield the records of a server-sent stream, as they come; its end is an error."""
         chosen = {name: value for name, value in params.items() if value is not None}
+        with (
+            self._reached(),
+            self._http.stream("GET", path, params=chosen, timeout=httpx.Timeout(30.0, read=60.0)) as response,
+        ):
+            if response.status_code != httpx.codes.OK:
+                response.read()
+            self._check(response)
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise self._stranger(response)
+            yield self._records(response)
+
+    def _records(self, response: httpx.Response) -> Iterator[dict[str, Any]]:
         try:
-            with self._http.stream("GET", path, params=chosen, timeout=httpx.Timeout(30.0, read=60.0)) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise _error(response)
-                yield (
-                    msgspec.json.decode(line[len("data: ") :])
-                    for line in response.iter_lines()
-                    if line.startswith("data: ")
-                )
-        except httpx.TransportError as exc:
-            raise self._unreachable(exc) from exc
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    yield msgspec.json.decode(line[len("data: ") :], type=dict[str, Any])
+        except ValueError as exc:
+            raise self._stranger(response) from exc
+        except httpx.RemoteProtocolError:
+            pass  # cut off in the middle of the stream: the service is as gone as if it had said so
+        raise ClientError(f"the service at {self.url} has ended, and the stream with it", Exit.AWAY)
 
     def close(self) -> None:
         """Close the connection."""
@@ -68,27 +153,38 @@ class Client:
 
     def _send(self, path: str, params: Mapping[str, str | int | None]) -> httpx.Response:
         chosen = {name: value for name, value in params.items() if value is not None}
-        try:
+        with self._reached():
             response = self._http.get(path, params=chosen)
-        except httpx.TransportError as exc:
-            raise self._unreachable(exc) from exc
-        if response.status_code >= 400:
-            raise _error(response)
+        self._check(response)
         return response
 
-    def _unreachable(self, exc: Exception) -> ClientError:
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.RequestError, httpx.InvalidURL) as exc:
+            raise ClientError(
+                f"no service answers at {self.url} ({exc}); start one with `logsvc serve`, or set LOGSVC_URL", Exit.AWAY
+            ) from exc
+
+    def _check(self, response: httpx.Response) -> None:
+        """Raise what an answer that is no success says, if it is one of ours."""
+        status = response.status_code
+        if status == httpx.codes.OK:
+            return
+        try:
+            problem = msgspec.json.decode(response.content, type=dict[str, Any])
+            detail = msgspec.convert(problem["detail"], str)
+        except (ValueError, KeyError) as exc:
+            raise self._stranger(response) from exc
+        codes = {401: Exit.KEY, 403: Exit.KEY, 404: Exit.MISSING}
+        if status == httpx.codes.UNAUTHORIZED:
+            detail += "; the commands take the key from LOGSVC_API_KEY"
+        raise ClientError(detail, codes.get(status, Exit.INPUT if status < 500 else Exit.AWAY), problem)
+
+    def _stranger(self, response: httpx.Response) -> ClientError:
         return ClientError(
-            f"no service answers at {self.url} ({exc}); start one with `logsvc serve`, or set LOGSVC_URL", exit_code=3
+            f"what answers at {self.url} is not logsvc, or another version of it (HTTP {response.status_code}); "
+            "set LOGSVC_URL or --url to the address that `logsvc serve` prints",
+            Exit.AWAY,
         )
-
-
-def _error(response: httpx.Response) -> ClientError:
-    try:
-        problem = msgspec.json.decode(response.content, type=dict[str, Any])
-    except msgspec.DecodeError:
-        problem = {"detail": response.text[:300] or response.reason_phrase}
-    exit_code = {401: 4, 403: 4, 404: 5}.get(response.status_code, 2 if response.status_code < 500 else 3)
-    detail = str(problem.get("detail", response.reason_phrase))
-    if response.status_code == 401:
-        detail += "; the commands take the key from LOGSVC_API_KEY"
-    return ClientError(detail, exit_code, problem)

@@ -1,14 +1,17 @@
 """Doctor: what is configured, reachable, behind or wrong, and what to do about it.
 
-Reads the settings, the data directory and, if one answers, the running service. Changes nothing.
+Reads the settings, the data directory and, if one answers, the running service. Leaves everything
+as it was.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from enum import Enum
 from importlib import metadata
@@ -18,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from logsvc import __version__
-from logsvc.client import Client, ClientError
+from logsvc.client import Client, ClientError, Exit, Status
 from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.deadletters import letters
 from logsvc.errors import DataDirectoryLocked, LogsvcError, SchemaMismatch
@@ -27,6 +30,7 @@ from logsvc.settings import Settings, load
 
 MIN_FREE_BYTES = 2 << 30
 MAX_LAG_S = 60.0
+_MAX_SHOWN_S = 86_400 * 36_500
 
 
 class Grade(Enum):
@@ -55,8 +59,22 @@ def examine(config: Path | None, url: str | None) -> list[Finding]:
     settings = load(config)
     findings = [*_program(), *_settings(settings), *_data_directory(settings), *_state(settings), *_store(settings)]
     findings += _dead_letters(settings)
-    findings += _service(url or settings.server.public_url, settings)
+    address = url or os.environ.get("LOGSVC_URL") or settings.server.public_url
+    findings += _service(address, settings, _holder(settings.data_dir))
     return findings
+
+
+def _holder(directory: Path) -> str | None:
+    """Return the process that serves the data directory; None if none does, or it cannot be told."""
+    if not directory.is_dir():
+        return None
+    try:
+        with DataDirectoryLock.acquire(directory, "logsvc doctor"):
+            return None
+    except DataDirectoryLocked as exc:
+        return exc.holder
+    except OSError:
+        return None
 
 
 def _program() -> Iterator[Finding]:
@@ -89,15 +107,15 @@ def _settings(settings: Settings) -> Iterator[Finding]:
 def _data_directory(settings: Settings) -> Iterator[Finding]:
     directory = settings.data_dir
     if not directory.is_dir():
-        yield Finding(Grade.WARNING, "data directory", f"{directory} does not exist yet", "`logsvc serve` makes it")
+        parent = next(path for path in (directory, *directory.parents) if path.exists())
+        if trouble := _why_not_writable(parent):
+            text = f"{directory} cannot be made: {trouble}"
+            yield Finding(Grade.WRONG, "data directory", text, "set LOGSVC_DATA_DIR to a place that can be written to")
+        else:
+            yield Finding(Grade.WARNING, "data directory", f"{directory} does not exist yet", "`logsvc serve` makes it")
         return
-    try:
-        with DataDirectoryLock.acquire(directory, "logsvc doctor"):
-            yield Finding(Grade.WARNING, "serve", "no service runs on the data directory", "start `logsvc serve`")
-    except DataDirectoryLocked as exc:
-        yield Finding(Grade.OK, "serve", f"running: {exc.holder}")
-    except OSError as exc:
-        yield Finding(Grade.WRONG, "data directory", str(exc), "make it writable for the service's user")
+    if trouble := _why_not_writable(directory):
+        yield Finding(Grade.WRONG, "data directory", trouble, "make it writable for the service's user")
     mode = directory.stat().st_mode & 0o077
     if mode:
         yield Finding(
@@ -118,6 +136,16 @@ def _data_directory(settings: Settings) -> Iterator[Finding]:
             f"{directory / 'first-admin-key'} still lies there",
             "keep the key in a safe place and remove the file",
         )
+
+
+def _why_not_writable(directory: Path) -> str:
+    """Return what stops a process from writing there; empty if nothing does."""
+    try:
+        # Tried rather than asked for: permissions say nothing of file systems that are read-only.
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".logsvc-doctor-"):
+            return ""
+    except OSError as exc:
+        return f"{directory}: {exc.strerror or exc}"
 
 
 def _state(settings: Settings) -> Iterator[Finding]:
@@ -186,23 +214,34 @@ def _dead_letters(settings: Settings) -> Iterator[Finding]:
         yield Finding(Grade.WRONG, "dead letters", f"{count} records that the store refused", advice)
 
 
-def _service(url: str | None, settings: Settings) -> Iterator[Finding]:
-    client = Client(url, timeout_s=5.0)
+def _service(url: str | None, settings: Settings, holder: str | None) -> Iterator[Finding]:
     try:
-        client.get("/readyz")
-        yield Finding(Grade.OK, "service", f"ready at {client.url}")
+        client = Client(url, timeout_s=5.0)
     except ClientError as exc:
-        is_down = exc.exit_code == 3 and not exc.problem
-        advice = "start `logsvc serve`" if is_down else "it mends itself when the cause is gone"
-        yield Finding(Grade.WARNING if is_down else Grade.WRONG, "service", str(exc), advice)
-        if is_down:
+        yield Finding(Grade.WRONG, "service", str(exc), "correct LOGSVC_API_KEY, LOGSVC_URL or --url")
+        return
+    try:
+        client.get("/readyz", Status)
+        text = f"ready at {client.url}" + (f": {holder}" if holder else ", which serves another data directory")
+        advice = "" if holder else "mind that what is said above is about the data directory here"
+        yield Finding(Grade.OK if holder else Grade.WARNING, "service", text, advice)
+    except ClientError as exc:
+        is_away = exc.exit_code is Exit.AWAY and not exc.problem
+        if is_away and holder:
+            text = f"the data directory is served ({holder}), but not at {client.url}"
+            advice = "set LOGSVC_URL or --url to the address that `logsvc serve` printed"
+        else:
+            text = str(exc)
+            advice = "start `logsvc serve`" if is_away else "it mends itself when the cause is gone"
+        yield Finding(Grade.WARNING if is_away else Grade.WRONG, "service", text, advice)
+        if is_away:
             return
     if not os.environ.get("LOGSVC_API_KEY"):
         text = "not looked at: LOGSVC_API_KEY is not set"
         yield Finding(Grade.WARNING, "metrics", text, "set it to a key with the scope read")
         return
     try:
-        values = _metrics(client.text("/metrics"))
+        values = client.metrics()
     except ClientError as exc:
         yield Finding(Grade.WARNING, "metrics", str(exc), "set LOGSVC_API_KEY to a key with the scope read")
         return
@@ -210,19 +249,18 @@ def _service(url: str | None, settings: Settings) -> Iterator[Finding]:
     grade, advice = (Grade.OK, "") if lag < MAX_LAG_S else (Grade.WRONG, "the store is slower than what arrives")
     text = f"{values.get('indexer_lag_records', 0):.0f} records, {lag:.0f} s behind"
     yield Finding(grade, "indexer", text, advice)
-    behind = timedelta(seconds=round(values.get("detection_cursor_lag_seconds", 0.0)))
-    is_late = behind > settings.detection.window + settings.detection.grace
-    is_blind = values.get("detection_is_blind", 0.0) > 0
-    grade = Grade.WRONG if is_blind else Grade.WARNING if is_late else Grade.OK
-    advice = "records are missing or late: look at indexer and store" if is_blind or is_late else ""
-    yield Finding(grade, "detection", f"{'blind, ' if is_blind else ''}{behind} behind", advice)
+    yield _detection(values, settings)
     yield Finding(Grade.OK, "tickets", f"{values.get('tickets_open', 0):.0f} open")
 
 
-def _metrics(text: str) -> dict[str, float]:
-    values = {}
-    for line in text.splitlines():
-        if line and not line.startswith("#") and "{" not in line:
-            name, _, value = line.partition(" ")
-            values[name] = float(value)
-    return values
+def _detection(values: Mapping[str, float], settings: Settings) -> Finding:
+    lag_s = values.get("detection_cursor_lag_seconds", math.inf)
+    if not math.isfinite(lag_s):
+        advice = "right after a start, ask again in a minute; else the service's own log says why"
+        return Finding(Grade.WARNING, "detection", "has not judged yet", advice)
+    is_late = lag_s > (settings.detection.window + settings.detection.grace).total_seconds()
+    is_blind = values.get("detection_is_blind", 0.0) > 0
+    grade = Grade.WRONG if is_blind else Grade.WARNING if is_late else Grade.OK
+    advice = "records are missing or late: look at indexer and store" if is_blind or is_late else ""
+    behind = timedelta(seconds=min(round(lag_s), _MAX_SHOWN_S))
+    return Finding(grade, "detection", f"{'blind, ' if is_blind else ''}{behind} behind", advice)

@@ -17,7 +17,6 @@ import binascii
 import hashlib
 import hmac
 import os
-import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -30,13 +29,13 @@ import msgspec
 
 from logsvc.durable import sync_directory
 from logsvc.errors import BadInput, StateUnavailable
+from logsvc.names import TENANT_RULE, is_key, is_tenant
 from logsvc.state import KeyRow, State
 from logsvc.timestamps import US_PER_S, Clock, format_us
 
 CACHE_S = 2
 _CACHED_KEYS = 1_000
 _USE_NOTED_EVERY_S = 60
-_KEY = re.compile(r"[A-Za-z0-9_]{32,64}\Z")
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 FIRST_KEY_FILE = "first-admin-key"
 
@@ -98,7 +97,7 @@ class Keys:
         """Make a key; return it, for the only time, with what is kept of it.
 
         Raises:
-            BadInput: If it has no scope, or is expired from the start.
+            BadInput: If the tenant cannot be one, or the key has no scope or is expired from the start.
         """
         key, row = self._new(tenant, name, scopes, expires_us)
         self._state.add_key(row)
@@ -124,7 +123,7 @@ class Keys:
         Raises:
             StateUnavailable: If the database does not answer and the key was not seen lately.
         """
-        if not _KEY.match(key):
+        if not is_key(key):
             return None
         now_us = self._clock()
         digest = _hash(key)
@@ -171,6 +170,8 @@ class Keys:
     def _new(self, tenant: str, name: str, scopes: Iterable[Scope], expires_us: int | None) -> tuple[str, KeyRow]:
         now_us = self._clock()
         names = tuple(scope.value for scope in Scope if scope in set(scopes))
+        if not is_tenant(tenant):
+            raise BadInput(f"cannot use {tenant!r} as a tenant; expected {TENANT_RULE}")
         if not names:
             raise BadInput("a key needs at least one scope: " + ", ".join(scope.value for scope in Scope))
         if expires_us is not None and expires_us <= now_us:

@@ -32,6 +32,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from logsvc.errors import BadInput, SettingsError
+from logsvc.names import TENANT_RULE, is_tenant
 from logsvc.timestamps import format_duration, parse_duration
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -43,7 +44,6 @@ _TESTS = "LOGSVC_TEST_"
 
 _BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 
 
 # Each parser takes the text of a variable and returns the value, or raises ValueError with what was expected.
@@ -135,8 +135,8 @@ def _database_url(value: str) -> str:
 
 
 def _tenant(value: str) -> str:
-    if not _TENANT.match(value):
-        raise ValueError("at most 63 of a-z, 0-9, _ and -, beginning with a letter or digit")
+    if not is_tenant(value):
+        raise ValueError(TENANT_RULE)
     return value
 
 

@@ -87,7 +87,7 @@ METRICS: tuple[MetricInfo, ...] = (
     _counter("expired_days_total", "Days of records dropped at the end of their retention."),
     _gauge(
         "detection_cursor_lag_seconds",
-        "How far judging is behind, for the tenant furthest behind; +Inf until it has judged.",
+        "How far judging is behind the newest record, for the tenant furthest behind.",
     ),
     _gauge("detection_is_blind", "1 if windows cannot be judged because records are missing."),
     _counter("detection_windows_total", "Windows judged."),

@@ -14,6 +14,7 @@ Not here: what is anomalous (detectors/), where tickets are kept (state/), who i
 from __future__ import annotations
 
 from enum import Enum
+from typing import TypedDict
 
 import msgspec
 
@@ -114,6 +115,13 @@ class Ticket(msgspec.Struct, kw_only=True):
     resolved_at: str | None = None
     is_notified: bool = True  # false when its windows were too old on arrival
     windows: int = 1  # odd windows so far
+
+
+class TicketList(TypedDict):
+    """What ``/api/v1/tickets`` answers: a page, the newest first."""
+
+    tickets: list[Ticket]
+    next_cursor: str | None
 
 
 class TicketEvent(Enum):
