@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
 
 from logsvc import __version__
 from logsvc.api import health, ingest, problems, records, tickets
+from logsvc.api.auth import only_known_parameters
 from logsvc.api.services import Services
 from logsvc.errors import NotFound
 
@@ -45,8 +46,9 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
     )
     api.state.services = services
     problems.install(api)
-    for module in (ingest, records, tickets, health):
-        api.include_router(module.router)
+    for module in (ingest, records, tickets):
+        api.include_router(module.router, dependencies=[Depends(only_known_parameters)])
+    api.include_router(health.router)
 
     @api.get("/", include_in_schema=False)
     def root(request: Request) -> Response:

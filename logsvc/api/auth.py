@@ -1,13 +1,18 @@
-"""Authentication: a key becomes a principal, once per request, before the body is read."""
+"""Authentication: a key becomes a principal, once per request, before the body is read.
+
+And the other thing asked of every request: that it has no parameter which would be ignored.
+"""
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
 
 from logsvc.api.services import ServicesDep
-from logsvc.errors import Forbidden, Unauthenticated
+from logsvc.errors import BadInput, Forbidden, Unauthenticated
 from logsvc.keys import Principal, Scope, key_from_headers
 
 
@@ -44,3 +49,25 @@ class Needs:
 Anyone = Annotated[Principal, Depends(authenticate)]
 Reader = Annotated[Principal, Depends(Needs(Scope.READ))]
 Sender = Annotated[Principal, Depends(Needs(Scope.INGEST))]
+
+
+async def only_known_parameters(request: Request, _who: Anyone) -> None:
+    """Refuse what a route would ignore: ``limt=1`` must not quietly mean the default limit.
+
+    Raises:
+        BadInput: Naming the parameter, and the one that was probably meant.
+    """
+    if not request.query_params:
+        return
+    known = _parameters(request.scope["route"].dependant)
+    for name in request.query_params:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known) or 'none'}"
+            raise BadInput(f"there is no parameter {name[:100]!r}; {hint}")
+
+
+def _parameters(dependant: Dependant) -> list[str]:
+    """Return the query parameters of a route and of what it depends on."""
+    own = [parameter.alias for parameter in dependant.query_params]
+    return own + [name for inner in dependant.dependencies for name in _parameters(inner)]

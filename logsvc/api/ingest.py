@@ -14,10 +14,9 @@ from fastapi.responses import Response
 
 from logsvc.api.auth import Sender
 from logsvc.api.services import Services, ServicesDep
-from logsvc.errors import BodyTooLarge, StoreUnavailable
+from logsvc.errors import StoreUnavailable
 from logsvc.ingest import Item
 from logsvc.protocols import bodies, native
-from logsvc.protocols.bodies import MAX_BODY_BYTES
 
 router = APIRouter()
 
@@ -27,25 +26,6 @@ _EXAMPLE = (
     '{"level":"ERROR","service":"billing","task":"billing.charge","task_id":"r-17",'
     '"message":"charge failed","exception":"ValueError: no such plan"}\n'
 )
-
-
-async def read_body(request: Request) -> bytes:
-    """Return the body as sent.
-
-    Raises:
-        BodyTooLarge: As soon as it is known to be over ``MAX_BODY_BYTES``.
-    """
-    limit = f"a body is at most {MAX_BODY_BYTES >> 20} MiB; send smaller batches"
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise BodyTooLarge(limit)
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise BodyTooLarge(limit)
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 @router.post(
@@ -83,7 +63,8 @@ async def read_body(request: Request) -> bytes:
 )
 async def ingest(request: Request, services: ServicesDep, sender: Sender) -> Response:
     """Take a batch of records; RECORD names and their short aliases are both understood."""
-    body = await read_body(request)
+    declared = request.headers.get("content-length", "")
+    body = await bodies.collect(request.stream(), declared_bytes=int(declared) if declared.isdecimal() else 0)
     items = await asyncio.to_thread(_decode, body, request.headers.get("content-encoding"))
     results = await services.ingest.accept(
         sender.tenant,

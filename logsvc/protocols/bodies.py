@@ -26,12 +26,19 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _MAX_ENCODINGS = 2
 
 
-async def collect(chunks: AsyncIterable[bytes], limit: int = MAX_BODY_BYTES) -> bytes:
+async def collect(chunks: AsyncIterable[bytes], limit: int = MAX_BODY_BYTES, *, declared_bytes: int = 0) -> bytes:
     """Return a body as sent.
 
+    Args:
+        chunks: The body as it arrives.
+        limit: Bytes it may have.
+        declared_bytes: Its Content-Length, so that a body known to be too long is not read at all; 0 if unknown.
+
     Raises:
-        BodyTooLarge: As soon as it is longer than ``limit``; the rest is not read.
+        BodyTooLarge: As soon as it is known to be longer than ``limit``; the rest is not read.
     """
+    if declared_bytes > limit:
+        raise _too_large("is longer than", limit)
     parts: list[bytes] = []
     size = 0
     async for chunk in chunks:
