@@ -33,7 +33,7 @@ class Field:
     name: str
     type: FieldType
     help: str
-    aliases: tuple[str, ...] = ()  # native short names (RECORD.md) and OpenTelemetry names
+    aliases: tuple[str, ...] = ()  # native short names and OpenTelemetry names
     is_list: bool = False
     values: tuple[str, ...] = ()  # the only values allowed, if it is an enumeration
 

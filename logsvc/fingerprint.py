@@ -18,8 +18,7 @@ every frame while the errors stay the known ones.
 What always holds: the template depends on where digits stand, never on which digits they are.
 So templates are cached by a message's shape, and the cache never changes a result.
 
-Not here: merging templates that differ in a word (detectors/templates.py), masking of secrets
-(shippers/redact.py).
+Not here: masking of secrets (shippers/redact.py). Templates that differ in a word stay apart.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import msgspec
 
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
-    """One log event with ECS names (``rename``d fields), as RECORD.md defines it."""
+    """One log event with ECS names (``rename``d fields); fields.py says what each means."""
 
     timestamp: str = msgspec.field(name="@timestamp")
     event_ingested: str = msgspec.field(name="event.ingested")

@@ -1,4 +1,4 @@
-"""The native protocol: JSON objects with the short names of RECORD.md, as our shippers send them.
+"""The native protocol: JSON objects with ECS names or their short aliases, as our shippers send them.
 
 A body is NDJSON, a JSON array or one object (also written over several lines); its content says
 which, never its Content-Type. Items are cut out here and read in ``Ingest.accept``, slice by slice

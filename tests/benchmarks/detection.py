@@ -2,7 +2,7 @@
 
 ``run`` measures on made-up counts. ``python -m tests.benchmarks.detection DIRECTORY`` replays
 ``DIRECTORY/logs.ndjson.gz`` through the engine and writes ``flags.json`` (to ``--output``) for the
-scorer; ``--score score.py`` runs it on ``DIRECTORY/truth.json``.
+scorer; ``--score SCORER`` runs it on ``DIRECTORY/truth.json``.
 """
 
 from __future__ import annotations

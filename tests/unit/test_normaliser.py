@@ -1,4 +1,4 @@
-"""Normalising: RECORD.md's rules, one by one, and that no object whatsoever gets past them unmasked or raises."""
+"""Normalising: the rules of a record, one by one, and that no object whatsoever gets past them unmasked or raises."""
 
 from __future__ import annotations
 

@@ -281,3 +281,31 @@ def test_skip_is_a_failure_only_in_ci(tmp_path: Path) -> None:
     assert "3 skipped, 1 xfailed" in outcomes[""][1]
     assert outcomes["true"][0] != 0
     assert outcomes["true"][1].count("a skip is a failure in CI: ") >= 3, outcomes["true"][1]
+
+
+# ---------------------------------------------------------------------------------------------------------- documents
+
+
+def _prose() -> Iterator[tuple[Path, str]]:
+    """Yield (file, text) of every document and of every docstring, its examples left out."""
+    for line in _run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
+        path = ROOT / line
+        if path.suffix == ".md":
+            yield path, path.read_text(encoding="utf-8")
+        elif path.suffix == ".py" and line.split("/")[0] in OWN:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                    for text in (ast.get_docstring(node) or "").split("\n\n"):
+                        if not text.lstrip().startswith(">>>"):
+                            yield path, text
+
+
+def test_every_file_that_a_document_or_docstring_names_exists() -> None:
+    files = [path for path, _ in _prose()] + [ROOT / name for name in _files("*.py", "*.md")]
+    known = {path.as_posix() for path in files if path.exists()}
+    missing = set()
+    for path, text in _prose():
+        for name in re.findall(r"(?<![\w./*<-])[\w./-]*\w\.(?:py|md)\b(?!\w)", text):
+            if not any(file.endswith("/" + name.lstrip("./")) for file in known):
+                missing.add((str(path.relative_to(ROOT)), name))
+    assert missing == set()
