@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -25,6 +26,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -55,7 +57,6 @@ from logsvc.timestamps import MonotonicClock, system_clock
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-EXIT_REFUSED = 6
 STORE_CHECK_EVERY_S = 2.0
 RETENTION_EVERY = timedelta(minutes=10)
 USER_KEY = "user-hash-key"
@@ -117,8 +118,9 @@ class Service:
                 ssl_certfile=security.tls_cert,
                 ssl_keyfile=security.tls_key,
             )
-            self._server = uvicorn.Server(config)
-            asyncio.run(self._serve(listener))
+            self._server = _Server(config, self._stopping)
+            with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                runner.run(self._serve(listener))
         if self._failure is not None:
             raise self._failure
         return 0
@@ -214,7 +216,6 @@ class Service:
                 logger.info("made the first admin key; it is in {}", settings.data_dir / "first-admin-key")
             logger.info("logsvc serves at {}, records in {}", services.public_url, store.health().name)
             yield
-            self._stopping.set()
             gaps.cancel()
 
         api = create_api(services, lifespan)
@@ -293,6 +294,26 @@ class Service:
 
 class _Longest:
     """The longest of what was noted since it was last taken."""
+class _Server(uvicorn.Server):
+    """A server that ends its streams before it waits for its connections, and leaves signals with it at that.
+
+    Uvicorn waits until every answer is complete, and a tail's never is; and it raises the signal
+    again afterwards, which would end the process before the journal and the store are closed.
+    """
+
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stopping.set()
+        await super().shutdown(sockets)
+
+
 
     def __init__(self) -> None:
         self._value = 0.0

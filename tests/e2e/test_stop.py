@@ -1,0 +1,76 @@
+"""Stopping: the service ends at once and in order, whoever is still listening."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.e2e.conftest import running
+from tests.support.service import ServiceProcess
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[ServiceProcess]:
+    """A service on the embedded store, to be stopped by the test."""
+    with running(tmp_path) as process:
+        yield process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_service_that_is_followed_stops_at_once_and_its_followers_are_told(
+    own: ServiceProcess, number: signal.Signals
+) -> None:
+    key = own.make_key()
+    own.use(key)
+    command = [sys.executable, "-m", "logsvc", "tail", "-o", "json", "--url", own.url]
+    environ = {**os.environ, "LOGSVC_API_KEY": key}
+    with (
+        subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as tail,
+        own.http.stream("GET", "/api/v1/tail") as stream,
+    ):
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        lines = stream.iter_lines()
+        assert next(lines) == ": following"
+        got = threading.Event()
+        first: list[str] = []
+
+        def read() -> None:
+            assert tail.stdout is not None
+            first.append(tail.stdout.readline())
+            got.set()
+
+        threading.Thread(target=read, daemon=True).start()
+
+        # Sent until one comes: nothing says from outside when the command has begun to follow.
+        def comes() -> bool:
+            own.ingest([{"message": "the last words"}])
+            return got.wait(0.2)
+
+        own.wait("a record to be followed", comes)
+        assert msgspec.json.decode(first[0])["message"] == "the last words"
+        assert own.process is not None
+        own.process.send_signal(number)
+        assert own.process.wait(8) == 0  # uvicorn would have waited 10 s for the streams
+        list(lines)  # ends as a whole answer does, not torn off
+        assert tail.wait(20) == 3
+        assert "has ended" in tail.stderr.read()
+    levels = {msgspec.json.decode(line).get("log.level", "") for line in own.log.splitlines() if line.startswith("{")}
+    assert "Traceback" not in own.log
+    assert {"error", "critical", "fatal"} & {str(level).lower() for level in levels} == set()
+
+
+def test_what_was_accepted_last_is_found_after_a_stop(own: ServiceProcess) -> None:
+    own.use(own.make_key())
+    own.ingest([{"message": f"record {i}"} for i in range(500)])
+    assert own.stop() == 0
+    own.start()
+    own.wait("all records", lambda: own.count("record") == 500)
