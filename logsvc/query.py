@@ -659,8 +659,7 @@ class _Parser:
     def _fail(
         self, message: str, position: int, hint: str | None = None, cause: BaseException | None = None
     ) -> NoReturn:
-        text = f"{message} (column {position + 1})"
-        raise QuerySyntaxError(f"{text}; {hint}" if hint else text, position, hint) from cause
+        raise QuerySyntaxError(f"{message} (column {position + 1})", position, hint) from cause
 
 
 @dataclass(frozen=True, slots=True)
