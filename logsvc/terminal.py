@@ -12,11 +12,14 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, Group
+from rich.cells import cell_len
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 LEVEL_STYLES = {
+from logsvc.timestamps import parse_rfc3339
+
     "trace": "dim",
     "debug": "dim",
     "info": "cyan",
@@ -27,15 +30,42 @@ LEVEL_STYLES = {
 STATE_STYLES = {"open": "bold red", "acknowledged": "yellow", "resolved": "green"}
 SEVERITY_STYLES = {"critical": "bold white on red", "high": "bold red", "medium": "yellow", "low": "green"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_MINUTE_S = 60.0
+# Controls move the cursor, bidirectional overrides reorder what is read, halves of surrogate pairs cannot be printed.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+MAX_SHOWN = 2_000
 
 
 def clean(text: object) -> str:
-    """Return ``text`` without control characters (newline and tab stay)."""
+    """Return ``text`` without what moves a cursor or turns the order of reading (newline and tab stay)."""
     return _CONTROL.sub("�", str(text))
 
 
 def few(expected: float) -> str:
+def short(text: object) -> str:
+    """Return ``text`` cleaned, and cut where it is too long to be read.
+
+    >>> short("x" * 32_768)[-40:]
+    'xxxxxx… (30,768 more; -o json shows all)'
+    """
+    whole = str(text)
+    rest = len(whole) - MAX_SHOWN
+    return clean(whole) if rest <= 0 else clean(whole[:MAX_SHOWN]) + f"… ({rest:,} more; -o json shows all)"
+
+
+def pointed(query: str, position: int, width: int = 72) -> str:
+    """Return a query with a caret below the column where its trouble is.
+
+    >>> print(pointed("level:error AND (task:a", 16))
+      level:error AND (task:a
+                      ^
+    """
+    start = max(0, position - width // 2)
+    shown = re.sub(r"\s", " ", clean(query[start : start + width]))
+    before, after = "…" if start else "", "…" if start + width < len(query) else ""
+    return f"  {before}{shown}{after}\n  {' ' * cell_len(before + shown[: position - start])}^"
+
+
     """Return an expected count as people read it: two digits, and nothing below a tenth.
 
     >>> few(0.004), few(12.3)
@@ -45,26 +75,46 @@ def few(expected: float) -> str:
 
 
 def _moment(time: object) -> str:
-    return str(time)[:19].replace("T", " ")
+    return moment(str(time), None)
+
+
+def moment(time: str, step: float | None = 60.0) -> str:
+    """Return a time as people read it, to the minute if steps of ``step`` seconds are told apart so.
+
+    >>> moment("2026-01-31T12:00:48Z"), moment("2026-01-31T12:00:48Z", step=12)
+    ('2026-01-31 12:00', '2026-01-31 12:00:48')
+    """
+    return time[: 16 if step is not None and step >= _MINUTE_S else 19].replace("T", " ")
+
+
+def step_s(starts: Sequence[str]) -> float | None:
+    """Return how long a step of a series is, in seconds; None if one step alone does not say.
+
+    >>> step_s(["2026-01-31T12:00:00Z", "2026-01-31T12:00:12Z"])
+    12.0
+    """
+    if len(starts) < 2:
+        return None
+    return (parse_rfc3339(starts[1]) - parse_rfc3339(starts[0])) / 1e9
 
 
 def record_line(record: Mapping[str, Any], *, with_stack: bool = True) -> Text:
     """Return one record as a line: time, level, service, task, message; the stack below it."""
-    level = str(record.get("log.level", ""))
+    level = clean(record.get("log.level", ""))
     line = Text()
-    line.append(str(record.get("@timestamp", ""))[:23].replace("T", " "), style="dim")
+    line.append(clean(record.get("@timestamp", ""))[:23].replace("T", " "), style="dim")
     line.append(f" {level.upper():<5} ", style=LEVEL_STYLES.get(level, ""))
     line.append(clean(record.get("service.name", "")), style="magenta")
     if record.get("task.name"):
         line.append(f" {clean(record['task.name'])}", style="blue")
-    line.append("  " + clean(record.get("message", "")))
+    line.append("  " + short(record.get("message", "")))
     error_type = record.get("error.type")
     if error_type and str(error_type) not in str(record.get("message", "")):
-        line.append(f"  {clean(error_type)}: {clean(record.get('error.message', ''))}", style="red")
+        line.append(f"  {clean(error_type)}: {short(record.get('error.message', ''))}", style="red")
     if with_stack and record.get("error.stack_trace"):
         rows = [row for row in clean(record["error.stack_trace"]).rstrip().splitlines() if row.strip(" ^~")]
         for row in rows[-6:]:
-            line.append(f"\n    {row}", style="dim")
+            line.append(f"\n    {short(row)}", style="dim")
     return line
 
 
@@ -103,7 +153,7 @@ def burst_chart(series: Sequence[Mapping[str, Any]], *, height: int = 8, width: 
          4 ┤█
            │█
            └─
-            00:00 UTC
+            00:00:00 UTC
     """
     points = [(float(p["observed"]), float(p["expected"])) for p in series][-width:]
     if not points:
@@ -124,10 +174,13 @@ def burst_chart(series: Sequence[Mapping[str, Any]], *, height: int = 8, width: 
                 chart.append(" ")
         chart.append("\n")
     chart.append(" " * 7 + "└" + "─" * len(points) + "\n", style="dim")
-    first, last = str(series[-len(points)]["start"])[11:16], str(series[-1]["start"])[11:16]
-    axis = first if len(points) < 14 else first + last.rjust(len(points) - len(first))
+    step = step_s([str(point["start"]) for point in series])
+    first, last = (moment(str(series[i]["start"]), step)[11:] for i in (-len(points), -1))
+    axis = first if len(points) < 2 * len(first) + 4 else first + last.rjust(len(points) - len(first))
     chart.append(" " * 8 + axis + " UTC", style="dim")
     return chart
+    if step is not None:
+        chart.append(f"\n{' ' * 8}bars: records per {step:g} s; red: odd; green line: expected", style="dim")
 
 
 def ticket_view(ticket: Mapping[str, Any]) -> Group:

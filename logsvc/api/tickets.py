@@ -19,8 +19,8 @@ from logsvc.api.auth import Reader
 from logsvc.api.records import json_response
 from logsvc.api.services import ServicesDep
 from logsvc.errors import NotFound
-from logsvc.terminal import few
-from logsvc.tickets import Point, Severity, Ticket, TicketState
+from logsvc.terminal import few, moment, step_s
+from logsvc.tickets import Severity, Ticket, TicketState
 
 router = APIRouter(prefix="/api/v1/tickets", tags=["tickets"])
 
@@ -33,7 +33,7 @@ _PAGE_HEADERS = {
 }
 
 _EXAMPLE = {
-    "id": "tkt_01KG9M3V7X2N4P6R8T0V2X4Z6B",
+    "id": "t-54c102d5837e",
     "state": "open",
     "severity": "high",
     "score": 0.93,
@@ -54,6 +54,8 @@ def _templates() -> jinja2.Environment:
         loader=jinja2.PackageLoader("logsvc.api"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["picture"] = picture
+    environment.globals["moment"] = moment
+    environment.globals["step_s"] = step_s
     environment.filters["few"] = few
     return environment
 
