@@ -195,6 +195,8 @@ class Journal:
         # Only whole segments are trimmed, so a small journal needs small ones.
         self._segment_bytes = min(segment_bytes, max(max_bytes // 8, 1))
         self._full_wait_s = full_wait_s
+        self.on_fsync: Callable[[float], None] = lambda _seconds: None
+        """Called by the writer with the seconds that each fsync of records took."""
         self._max_waiting_records = max_waiting_records
         self._max_recent_records = recent_records
 
@@ -506,7 +508,9 @@ class Journal:
             raise
         faults.reach("journal.after_write")
         try:
+            began = time.monotonic()
             durable.sync(self._fd)
+            self.on_fsync(time.monotonic() - began)
         except OSError as exc:
             # These numbers may be on the disk all the same, so they are not given again.
             self._next_seq = seq
