@@ -674,11 +674,11 @@ _EXAMPLES = {FieldType.LONG: "10", FieldType.DATE: "now-15m"}
 
 
 def _join(kind: type[And] | type[Or], children: list[Node]) -> Node:
-    """Return one node of ``kind``, without a level for children of the same kind."""
-    flat: list[Node] = []
+    """Return one node of ``kind``, without a level for children of the same kind, and each child once."""
+    flat: dict[Node, None] = {}
     for child in children:
-        flat.extend(child.children if isinstance(child, kind) else (child,))
-    return flat[0] if len(flat) == 1 else kind(tuple(flat))
+        flat.update(dict.fromkeys(child.children if isinstance(child, kind) else (child,)))
+    return next(iter(flat)) if len(flat) == 1 else kind(tuple(flat))
 
 
 def _ends_word(text: str, at: int) -> bool:
