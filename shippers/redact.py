@@ -338,7 +338,7 @@ def _substitute(pattern: re.Pattern[str], replace: object, text: str) -> tuple[s
     return "".join(parts) + text[position:], count
 
 
-def _pair(match: Match[str]) -> str:
+def _pair(match: re.Match[str]) -> str:
     return match.group(1) + SECRET if may_hold_secrets(match.group("key")) else match.group()
 
 
