@@ -292,8 +292,6 @@ class Service:
             longest.note(max(0.0, time.perf_counter() - started - every_s))
 
 
-class _Longest:
-    """The longest of what was noted since it was last taken."""
 class _Server(uvicorn.Server):
     """A server that ends its streams before it waits for its connections, and leaves signals with it at that.
 
@@ -314,6 +312,8 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class _Longest:
+    """The longest of what was noted since it was last taken."""
 
     def __init__(self) -> None:
         self._value = 0.0

@@ -7,19 +7,20 @@ characters: a log line must not move anybody's cursor.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
 from rich.cells import cell_len
+from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-LEVEL_STYLES = {
 from logsvc.timestamps import parse_rfc3339
 
+LEVEL_STYLES = {
     "trace": "dim",
     "debug": "dim",
     "info": "cyan",
@@ -29,8 +30,8 @@ from logsvc.timestamps import parse_rfc3339
 }
 STATE_STYLES = {"open": "bold red", "acknowledged": "yellow", "resolved": "green"}
 SEVERITY_STYLES = {"critical": "bold white on red", "high": "bold red", "medium": "yellow", "low": "green"}
-_BLOCKS = " ▁▂▃▄▅▆▇█"
 _MINUTE_S = 60.0
+_BLOCKS = " ▁▂▃▄▅▆▇█"
 # Controls move the cursor, bidirectional overrides reorder what is read, halves of surrogate pairs cannot be printed.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 MAX_SHOWN = 2_000
@@ -41,7 +42,6 @@ def clean(text: object) -> str:
     return _CONTROL.sub("�", str(text))
 
 
-def few(expected: float) -> str:
 def short(text: object) -> str:
     """Return ``text`` cleaned, and cut where it is too long to be read.
 
@@ -66,6 +66,7 @@ def pointed(query: str, position: int, width: int = 72) -> str:
     return f"  {before}{shown}{after}\n  {' ' * cell_len(before + shown[: position - start])}^"
 
 
+def few(expected: float) -> str:
     """Return an expected count as people read it: two digits, and nothing below a tenth.
 
     >>> few(0.004), few(12.3)
@@ -178,9 +179,9 @@ def burst_chart(series: Sequence[Mapping[str, Any]], *, height: int = 8, width: 
     first, last = (moment(str(series[i]["start"]), step)[11:] for i in (-len(points), -1))
     axis = first if len(points) < 2 * len(first) + 4 else first + last.rjust(len(points) - len(first))
     chart.append(" " * 8 + axis + " UTC", style="dim")
-    return chart
     if step is not None:
         chart.append(f"\n{' ' * 8}bars: records per {step:g} s; red: odd; green line: expected", style="dim")
+    return chart
 
 
 def ticket_view(ticket: Mapping[str, Any]) -> Group:
@@ -237,7 +238,7 @@ def ticket_view(ticket: Mapping[str, Any]) -> Group:
             for d in ticket["deliveries"]
         ]
         parts.append(table("\nWho was told", ("Channel", "Event", "State", "Attempts", "Last error"), sent))
-    parts.append(Text(f"\nlogsvc search '{ticket['query']}'", style="green"))
+    parts.append(Text(f"\nlogsvc search {shlex.quote(clean(ticket['query']))}", style="green"))
     if ticket.get("url"):
         parts.append(Text(str(ticket["url"]), style="blue underline"))
     return Group(*parts)

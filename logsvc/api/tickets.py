@@ -5,7 +5,7 @@ The page is rendered here, without scripts; every text of a log is escaped by th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
 from functools import cache
 from typing import Annotated
 from urllib.parse import urlencode
@@ -57,6 +57,7 @@ def _templates() -> jinja2.Environment:
     environment.globals["moment"] = moment
     environment.globals["step_s"] = step_s
     environment.filters["few"] = few
+    environment.filters["shellquote"] = shlex.quote
     return environment
 
 
@@ -127,8 +128,12 @@ def search_url(public_url: str, ticket: Ticket) -> str:
     return f"{public_url}/api/v1/search?" + urlencode({"q": ticket.query})
 
 
-def picture(series: Sequence[Point], width: int = 720, height: int = 160) -> list[dict[str, float]]:
-    """Return one bar per step for an SVG of ``width`` × ``height``: x, y, w, h and the expected level's y."""
+def picture(ticket: Ticket, width: int = 720, height: int = 160) -> list[dict[str, float]]:
+    """Return one bar per step for an SVG of ``width`` × ``height``: x, y, w, h and the expected level's y.
+
+    Steps inside the ticket's window are odd.
+    """
+    series = ticket.series
     if not series:
         return []
     top = max(max(point.observed, point.expected) for point in series) or 1.0
@@ -140,7 +145,7 @@ def picture(series: Sequence[Point], width: int = 720, height: int = 160) -> lis
             "h": round(height * point.observed / top, 1),
             "y": round(height - height * point.observed / top, 1),
             "expected_y": round(height - height * point.expected / top, 1),
-            "is_odd": point.observed > 2 * point.expected + 3,
+            "is_odd": ticket.window.start <= point.start < ticket.window.end,
         }
         for i, point in enumerate(series)
     ]
