@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
+from fastapi.security import HTTPBasic, HTTPBearer
 
 from logsvc import __version__
 from logsvc.api import health, ingest, problems, records, tickets
@@ -32,6 +34,13 @@ take relative times such as `now-15m`.
 """
 
 
+# For the description only: auth.py finds the key itself, and answers with problems.
+_KEY_SCHEMES = [
+    Depends(HTTPBearer(auto_error=False, description="The key.")),
+    Depends(HTTPBasic(auto_error=False, description="Any name, and the key as the password.")),
+]
+
+
 def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
     """Return the application over ``services``; ``lifespan`` opens and closes them around it."""
     api = FastAPI(
@@ -47,7 +56,7 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
     api.state.services = services
     problems.install(api)
     for module in (ingest, records, tickets):
-        api.include_router(module.router, dependencies=[Depends(only_known_parameters)])
+        api.include_router(module.router, dependencies=[Depends(only_known_parameters), *_KEY_SCHEMES])
     api.include_router(health.router)
 
     @api.get("/", include_in_schema=False)
@@ -57,4 +66,15 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
             return RedirectResponse("/api/v1/tickets", status_code=307)
         raise NotFound("nothing is served at /; the API is at /api/v1, its description at /openapi.json")
 
+    describe = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        """Return the OpenAPI document, without the answer to wrong parameters that FastAPI would give."""
+        document = describe()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)  # ours is a problem, and 400
+        return document
+
+    api.openapi = openapi  # type: ignore[method-assign]  # as FastAPI says to
     return api
