@@ -246,6 +246,15 @@ def test_dead_letters_of_nothing_are_none() -> None:
     assert run("deadletters", "replay").exit_code == Exit.INPUT
 
 
+def test_doctor_in_json_has_every_finding_and_ends_with_no_if_one_is_wrong() -> None:
+    for place, code in ((None, Exit.DONE), ("/proc/none", Exit.NO)):
+        environ = {"LOGSVC_DATA_DIR": place} if place else {}
+        result = run("doctor", "-o", "json", "--url", "http://127.0.0.1:1", **environ)
+        grades = {finding["grade"] for finding in msgspec.json.decode(result.stdout)["findings"]}
+        assert result.exit_code == code
+        assert ("wrong" in grades) == (code is Exit.NO)
+
+
 def test_demo_knows_what_can_break() -> None:
     result = run("demo", "--break", "wrong")
     assert result.exit_code == Exit.INPUT
