@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 DETECTOR_NAME = "surprise"
 DETECTOR_VERSION = "1"
+NO_MODEL = "none: not enough history yet"
 
 DAY_US = 86_400_000_000
 TICK_US = 5_000_000

@@ -26,6 +26,7 @@ from detectors.base import (
     CUTS,
     DAY_US,
     HORIZON_US,
+    NO_MODEL,
     STEPS_PER_WINDOW,
     TICK_US,
     Count,
@@ -62,6 +63,10 @@ _QUIET_RECORDS = 2
 _HOUR_US = 3_600_000_000
 _FIT_UNITS = 64
 _FIT_DAYS = 7
+_FIT_SKIP_DAYS = 0.25
+"""A unit's first windows were judged by a young baseline: they look odder than they are."""
+_FIT_LEAST_DAYS = 0.5
+_REFIT_HOURS = 24
 
 
 @dataclass(slots=True)
@@ -104,7 +109,8 @@ class Judge:
         self._day = 0
         self._forest: Forest | None = None
         self._saved_forest: Forest | None = None
-        self._fitted_hour: int | None = None
+        self._tried_hour: int | None = None  # of the last fit of the forest, successful or not
+        self._previous_us: int | None = None  # the last tick with counts or windows due
         self._blind: list[tuple[int, int]] = []
         self._is_changed = False
         self.judged = 0
@@ -112,10 +118,12 @@ class Judge:
         memory = memory or {}
         if "marks" in memory:
             kept = json.loads(memory["marks"])
-            self._fitted_hour = kept["fitted_hour"]
+            self._tried_hour = kept["tried_hour"]
             self._blind = [(start, end) for start, end in kept["blind"]]
             for unit, (live_since, marks) in kept["units"].items():
                 self._kept[unit] = live_since, {int(step): _Mark(*mark) for step, mark in marks.items()}
+        if "previous" in memory:
+            self._previous_us = int(memory["previous"])
         if "forest" in memory:
             self._forest = self._saved_forest = Forest.decode(memory["forest"])
 
@@ -149,7 +157,7 @@ class Judge:
 
     def memory(self) -> dict[str, bytes]:
         """Return what must be kept beside the counts, by name; only parts that changed since the last call."""
-        out = {}
+        out = {} if self._previous_us is None else {"previous": str(self._previous_us).encode()}
         if self._is_changed:
             units = {
                 name: (
@@ -159,7 +167,7 @@ class Judge:
                 for name, unit in sorted(self._units.items())
                 if unit.marks or unit.live_since is not None
             }
-            kept = {"fitted_hour": self._fitted_hour, "blind": self._blind, "units": units}
+            kept = {"tried_hour": self._tried_hour, "blind": self._blind, "units": units}
             out["marks"] = json.dumps(kept, separators=(",", ":")).encode()
             self._is_changed = False
         if self._forest is not self._saved_forest and self._forest is not None:
@@ -169,22 +177,29 @@ class Judge:
 
     @property
     def model_version(self) -> str:
-        """Return the version of the forest in use, or ``none``."""
-        return self._forest.version if self._forest is not None else "none"
+        """Return the version of the forest in use, or why there is none."""
+        return self._forest.version if self._forest is not None else NO_MODEL
 
-    def prepare(self, cutoff_us: int) -> None:
-        """Do what the tick after ``cutoff_us`` would otherwise wait for: a fit of the forest.
+    def prepare(self) -> None:
+        """Do what the next tick would otherwise wait for: a fit of the forest, if one is due.
 
-        Once a day; every hour until there is enough to fit the first.
+        The first is due as soon as a unit has half a day to learn from, then one a day. It sees what
+        the last tick with counts or windows saw, so it is the same whether done ahead or not.
         """
-        hour = cutoff_us // _HOUR_US
-        last = self._fitted_hour
-        if last is None or hour == last or (self._forest is not None and hour // 24 == last // 24):
+        if self._previous_us is None:
             return
-        forest = Forest.fit(self._training(hour * _HOUR_US), seed=hour)
+        hour, last = self._previous_us // _HOUR_US, self._tried_hour
+        if last is not None and hour < last + (1 if self._forest is None else _REFIT_HOURS):
+            return
+        high = self.grid.due_through(self._previous_us) + 1
+        high -= high % BLOCK_STEPS
+        least = self.grid.day_steps(_FIT_SKIP_DAYS + _FIT_LEAST_DAYS)
+        if not any(min(high, unit.series.last) - unit.series.first >= least for unit in self._units.values()):
+            return
+        forest = Forest.fit(self._training(high), seed=hour)
         if forest is not None:
             self._forest = forest
-        self._fitted_hour = hour
+        self._tried_hour = hour
         self._is_changed = True
 
     def advance(self, delta: Iterable[Count], cutoff_us: int) -> list[Judgement]:
@@ -194,9 +209,7 @@ class Judge:
         """
         if self._kept:
             self._remember()
-        if self._fitted_hour is None:
-            self._fitted_hour = (cutoff_us - TICK_US) // _HOUR_US
-        self.prepare(cutoff_us - TICK_US)
+        self.prepare()
         self._trim(cutoff_us)
         touched = self._add(delta, cutoff_us)
         due, before = self.grid.due_through(cutoff_us), self.grid.due_through(cutoff_us - TICK_US)
@@ -213,6 +226,8 @@ class Judge:
         self._judge_jointly(candidates, out)
         for step in range(before + 1, due + 1):
             self._judge_silence(step, out)
+        if touched or due > before:
+            self._previous_us = cutoff_us
         out.sort(key=lambda j: (j.window_end_us, j.unit, j.kind))
         return out
 
@@ -311,7 +326,7 @@ class Judge:
         out: list[Judgement],
         candidates: list[_Candidate],
     ) -> None:
-        found = evaluate(unit.series, base, low, high)
+        found = evaluate(unit.series, base, low, high, self.grid)
         strengths = found.surprise / CUT[:, None]
         strongest = strengths.max(axis=0)
         raised = found.plain if base.is_learning else strongest >= 1
@@ -535,16 +550,19 @@ class Judge:
                     candidate.unit, unit, candidate.step, candidate.evaluation, True, False, out, float(strength)
                 )
 
-    def _training(self, cutoff_us: int) -> FloatArray:
-        """Return the channels of past clean windows in which something stirred, as judged from today."""
+    def _training(self, high: int) -> FloatArray:
+        """Return the channels of clean windows before the step ``high``, as judged from today.
+
+        All in which something stirred, and of the calm ones those that do not overlap: the forest
+        must know what is usual, but most of what is usual is nothing.
+        """
         day = self.grid.day_steps()
-        high = cutoff_us // self.grid.step_us
-        high -= high % BLOCK_STEPS
+        is_apart = np.arange(BLOCK_STEPS) % STEPS_PER_WINDOW == STEPS_PER_WINDOW - 1
         rows = [np.zeros((0, len(CHANNELS)))]
         names = sorted(self._units)
         for name in names[:: max(1, len(names) // _FIT_UNITS)]:
             series = self._units[name].series
-            low = max(high - _FIT_DAYS * day, series.first + day // 4)
+            low = max(high - _FIT_DAYS * day, series.first + self.grid.day_steps(_FIT_SKIP_DAYS))
             low += -low % BLOCK_STEPS
             # Short windows have many blocks: at most an hourly one is enough.
             stride = max(BLOCK_STEPS, day // 24 // BLOCK_STEPS * BLOCK_STEPS)
@@ -552,9 +570,9 @@ class Judge:
                 base = learn(series, block, self.grid)
                 if base.is_learning:
                     continue
-                found = evaluate(series, base, block, block + BLOCK_STEPS)
-                stirred = (found.surprise.max(axis=0) >= 1) & ~series.odd_part(block, block + BLOCK_STEPS)
-                rows.append((found.surprise / CUT[:, None])[:, stirred].T)
+                found = evaluate(series, base, block, block + BLOCK_STEPS, self.grid)
+                used = ((found.surprise.max(axis=0) >= 1) | is_apart) & ~series.odd_part(block, block + BLOCK_STEPS)
+                rows.append((found.surprise / CUT[:, None])[:, used].T)
         return np.concatenate(rows)
 
 

@@ -1,9 +1,11 @@
 """Forest: a second opinion on joint shapes, where several channels are mildly odd and none decides.
 
-An isolation forest over the channels of all units together. It learns from past clean windows in
-which something stirred, plus *anchors*: such windows with one to three channels raised, without
-which no split lies beyond normal and one extreme channel looks ordinary. It is fitted at most daily,
-never in a window's path, and it raises only what exceeds every past clean window.
+One isolation forest over the channels of all units together: a cohort of everything, since the
+channels are strengths and so mean the same for every task, large or small. It learns from past clean
+windows (which of them, engine.py says) plus *anchors*: such windows with one to three channels
+raised, without which no split lies beyond normal and one extreme channel looks ordinary. It is
+fitted at most daily, never in a window's path, and it raises only what exceeds every past clean
+window.
 
 The artefact is the training rows, not the trees: small, without pickle, and refitted to the same
 trees by the same seed.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from datetime import UTC, datetime
 
 import numpy as np
 from sklearn.ensemble import IsolationForest
@@ -24,19 +27,22 @@ from detectors.windows import BoolArray, FloatArray
 
 _TREES = 200
 _MAX_SAMPLES = 4096
-_LEAST_ROWS = 200
+_LEAST_ROWS = 100
 _ANCHOR_SHARE = 0.1
 _CEILING = 2.0
 
 
 class Forest:
-    """A fitted forest with its cut. ``version`` names the rows and the seed it was fitted to."""
+    """A fitted forest with its cut.
+
+    The seed is the hour since 1970 in which it was fitted; ``version`` is that day and a hash of rows and seed.
+    """
 
     def __init__(self, rows: FloatArray, seed: int) -> None:
         self._rows = rows.astype(np.float16)
         self._seed = seed
         digest = hashlib.blake2b(self._rows.tobytes() + str(seed).encode(), digest_size=4).hexdigest()
-        self.version = f"{seed}-{digest}"
+        self.version = f"{datetime.fromtimestamp(3600 * seed, UTC):%Y-%m-%d}.{digest}"
         clean = self._rows.astype(np.float64)
         rng = np.random.default_rng(seed)
         anchors = clean[rng.integers(len(clean), size=max(1, int(_ANCHOR_SHARE * len(clean))))].copy()

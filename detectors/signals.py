@@ -43,7 +43,10 @@ _MIN_ERRORS, _MIN_EXCESS = 5, 4.5
 _MIN_NEW, _MIN_WARNINGS, _MIN_DURATIONS = 3, 8, 5
 _MIN_SHIFT_BUCKETS = 0.45 / np.log(10) * 24
 _KNOWN_PENALTY = 0.8
-_PLAIN_ERRORS, _PLAIN_SHARE, _PLAIN_RECORDS, _PLAIN_SURPRISE, _PLAIN_RATIO = 10, 0.5, 50, 6.0, 5
+_PLAIN_ERRORS, _PLAIN_SHARE, _PLAIN_RECORDS, _PLAIN_SURPRISE, _PLAIN_RATIO = 10, 0.5, 20, 5.0, 5
+_PLAIN_US = 300_000_000
+"""Plain rules look back as long as this, so that ten failures are as many however short windows are."""
+_PLAIN_STEPS = (1, 2, 3, 5, 10, 15, 30, 60)
 
 
 @dataclass(slots=True)
@@ -80,7 +83,7 @@ class Evaluation:
         return better
 
 
-def evaluate(series: Series, base: Baseline, low: int, high: int) -> Evaluation:
+def evaluate(series: Series, base: Baseline, low: int, high: int, grid: Grid) -> Evaluation:
     """Return the channels, silence apart, for the windows named by the steps ``[low, high)``."""
     size = high - low
     out = Evaluation(
@@ -100,6 +103,8 @@ def evaluate(series: Series, base: Baseline, low: int, high: int) -> Evaluation:
     errors = int(counts[Row.ERRORS].sum())
     if errors >= 2:
         _errors(out, base, counts)
+        if base.is_learning:
+            _plain(out, base, counts, grid)
         if errors >= _MIN_NEW:
             _templates(out, series, base, counts)
     if counts[Row.WARNINGS].sum() >= _MIN_WARNINGS:
@@ -118,13 +123,25 @@ def _errors(out: Evaluation, base: Baseline, counts: IntArray) -> None:
             continue
         expected = rate.p * (np.full(len(n), float(length)) if rate.by_time else n)
         s = surprise(k, expected, rate.dispersion(windows))
-        if windows == 1:
-            share = k >= _PLAIN_SHARE * n
-            contrast = (base.records >= _PLAIN_RECORDS) & (s >= _PLAIN_SURPRISE) & (k >= _PLAIN_RATIO * expected)
-            out.plain = (k >= _PLAIN_ERRORS) & (share | contrast)
         enough = (k >= _MIN_ERRORS) & (k - expected >= _MIN_EXCESS)
         cap = np.where(enough, np.inf, np.where(k >= _MIN_NEW, 3.0, 2.0))
         out.keep(0, np.minimum(s, cap), k, expected, windows)
+
+
+def _plain(out: Evaluation, base: Baseline, counts: IntArray, grid: Grid) -> None:
+    """Ten failures that are half of all there is, or far more than the unit's own few minutes before."""
+    longest = max(STEPS_PER_WINDOW, min(_PLAIN_US // grid.step_us, LOOK_BACK))
+    n_all, k_all = np.cumsum(counts[: Row.WARNINGS], axis=1)[:, LOOK_BACK:].astype(np.float64)
+    for length in _PLAIN_STEPS:
+        if length > longest:
+            break
+        n, k = sliding(counts[: Row.WARNINGS], LOOK_BACK, length).astype(np.float64)
+        n_before, k_before = n_all - n, k_all - k
+        expected = n * (k_before + 0.7) / (n_before + 60)
+        s = surprise(k, expected, 1 / (k_before + 0.7) + base.errors.spread)
+        contrast = (n_before >= _PLAIN_RECORDS) & (s >= _PLAIN_SURPRISE) & (k >= _PLAIN_RATIO * expected)
+        share = (k >= _PLAIN_SHARE * n) & (length >= STEPS_PER_WINDOW)
+        out.plain |= (k >= _PLAIN_ERRORS) & (share | contrast)
 
 
 def _warnings(out: Evaluation, base: Baseline, counts: IntArray) -> None:
