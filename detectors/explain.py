@@ -38,6 +38,19 @@ def names(record: Mapping[str, object]) -> frozenset[str]:
     return frozenset(found)
 
 
+def error_line(record: Mapping[str, object]) -> str:
+    r"""Return a record's error in one line, or nothing if it carries none: its type without the package, its message.
+
+    >>> error_line(
+    ...     {"message": "task x failed after 0.05 s", "error.type": "a.OddError", "error.message": "no b\n[SQL]"}
+    ... )
+    'OddError: no b'
+    """
+    kind, text = _text(record, "error.type").rpartition(".")[2], _text(record, "error.message").strip()
+    first = text.splitlines()[0] if text else ""
+    return f"{kind}: {first}" if kind and first else kind or first
+
+
 def _text(record: Mapping[str, object], name: str) -> str:
     value = record.get(name)
     return value if isinstance(value, str) else ""

@@ -31,8 +31,18 @@ from typing import Any, Protocol
 
 from loguru import logger
 
-from detectors.base import DETECTOR_NAME, DETECTOR_VERSION, HORIZON_US, TICK_US, Count, Grid, Judgement, score_of
-from detectors.explain import names, sentence, title
+from detectors.base import (
+    DETECTOR_NAME,
+    DETECTOR_VERSION,
+    HORIZON_US,
+    NO_MODEL,
+    TICK_US,
+    Count,
+    Grid,
+    Judgement,
+    score_of,
+)
+from detectors.explain import error_line, names, sentence, title
 from detectors.incidents import Change, Facts, Incident, Incidents
 from logsvc.errors import LogsvcError, QueryTooExpensive, StoreUnavailable
 from logsvc.query import And, Exists, Node, Not, Range, Term, parse
@@ -132,7 +142,7 @@ class Detection:
         self._thread = threading.Thread(target=self._run, name="detection", daemon=True)
         self._woken = threading.Event()
         self._closing = threading.Event()
-        self._opened_us = 0
+        self._opened_us = self._begun_us = clock()
         self._done_us: int | None = None
         self._complete_us = 0
         self._is_blind = False
@@ -143,6 +153,8 @@ class Detection:
     def open(self) -> None:
         """Start judging."""
         self._opened_us = self._complete_us = self._clock()
+        # Until the first turn it is behind by as much as when it ended.
+        self._begun_us = min(self._state.checkpoints().values(), default=self._opened_us)
         self._thread.start()
 
     def close(self) -> None:
@@ -172,7 +184,8 @@ class Detection:
         }
 
     def _lag_s(self) -> float:
-        return float("inf") if self._done_us is None else max(0.0, (self._clock() - self._done_us) / 1e6)
+        since_us = self._begun_us if self._done_us is None else self._done_us
+        return max(0.0, (self._clock() - since_us) / 1e6)
 
     # The thread ------------------------------------------------------------------------------------------------------
 
@@ -448,10 +461,13 @@ class Detection:
         releases = [version for version, n in failing_most[:3] if n >= _RELEASE_SHARE * failing_most[0][1]]
         first = incident.findings[0] if incident.findings else None
         query = _query(incident, units, self._grid)
-        head = title(incident.root, incident.findings, templates, incident.texts)
+        is_over = incident.resolved_us is not None
+        samples = current.samples if current and is_over else self._samples(session.tenant, query, incident, cutoff_us)
+        lines = {str(s["log.template.id"]): error_line(s) for s in reversed(samples) if "log.template.id" in s}
+        told = incident.texts | {id: line for id, line in lines.items() if line}
+        head = title(incident.root, incident.findings, templates, told)
         others = f" (and {len(units) - 1} more)" if len(units) > 1 else ""
         failing = 1.0 if incident.kind == "silence" else errors / records if records else 0.0
-        is_over = incident.resolved_us is not None
         return Ticket(
             id=incident.id,
             tenant=session.tenant,
@@ -485,9 +501,7 @@ class Detection:
                 Fingerprint(t.id, incident.texts.get(t.id, t.id), t.n, t.is_new, format_us(t.first_us))
                 for t in templates
             ],
-            samples=current.samples
-            if current and is_over
-            else self._samples(session.tenant, query, incident, cutoff_us),
+            samples=samples,
             query=query,
             detector=Version(DETECTOR_NAME, DETECTOR_VERSION),
             model=Version("isolation-forest", session.model),
@@ -521,7 +535,7 @@ class _Session:
         self.tenant = tenant
         self.cursor_us = self.kept_us = cursor_us
         self.incidents = incidents
-        self.model = "none"
+        self.model = NO_MODEL
         self.is_empty = False
         self._grid = grid
 
@@ -644,7 +658,7 @@ def work(pipe: Connection) -> None:
         pipe.send((True, answer))
         if cutoff_us is not None:
             # After the answer, so that no window waits for the daily fit.
-            judges[tenant].prepare(cutoff_us)
+            judges[tenant].prepare()
 
 
 # Words ---------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from detectors.base import DETECTOR_VERSION, NO_MODEL
 from logsvc.detection import Detection
 from logsvc.errors import StoreUnavailable
 from logsvc.query import Node, parse
@@ -215,7 +216,9 @@ def test_a_burst_becomes_a_ticket_that_says_what_an_engineer_needs(bench: Bench)
     assert (new.id, new.text, new.is_new) == ("v1:broken", "text of v1:broken", True)
     assert "billing.charge: " in ticket.title
     assert "since 11:30 UTC" in ticket.title
-    assert "text of v1:broken" in ticket.title
+    assert "; new: ValueError: v1:broken; since" in ticket.title
+    assert ticket.detector.version == DETECTOR_VERSION
+    assert ticket.model.version == NO_MODEL
     assert 1 <= len(ticket.samples) <= 5
     assert ticket.samples[0]["log.template.id"] == "v1:broken"
     assert ticket.opened_at == "2026-11-22T12:00:10Z"
@@ -223,6 +226,25 @@ def test_a_burst_becomes_a_ticket_that_says_what_an_engineer_needs(bench: Bench)
     found = bench.store.search("default", parse(ticket.query, NOW_US), limit=1000).hits
     assert len(found) >= 40
     assert bench.state.get_ticket("default", ticket.id) is not None
+
+
+def test_a_ticket_names_the_model_that_was_there_when_it_opened(bench: Bench) -> None:
+    bench.add(history(hours=20, per_minute=0.5))
+    bench.add(burst(TASKS[0], NOW_US - 15 * MINUTE_US, n=40, arrives_us=NOW_US + 12_000_000))
+    bench.detection.open()
+    bench.go(NOW_US + 15_000_000)
+    model = bench.state.wait_for_event("anomaly.opened").model
+    assert model.name == "isolation-forest"
+    assert model.version.startswith("2026-11-22.")
+
+
+def test_how_far_it_is_behind_is_a_number_before_the_first_judgement(bench: Bench) -> None:
+    behind_s = bench.detection.metrics()["detection_cursor_lag_seconds"]
+    assert behind_s() == 0
+    bench.state.commit_tick("default", NOW_US - 60_000_000, now_us=NOW_US)
+    bench.pipeline.is_complete = False
+    bench.detection.open()
+    assert behind_s() == 60
 
 
 def test_normal_records_open_nothing(bench: Bench) -> None:
