@@ -1,4 +1,4 @@
-"""State: what is not logs, in SQL: tickets, keys, detection's checkpoints and state, models, the outbox.
+"""State: what is not logs, in SQL: tickets, keys, detection's checkpoints and state, the outbox.
 
 SQLite in the data directory by default, in WAL mode with every commit synced; the statements are
 those that PostgreSQL understands too. Several processes may use one database at once: the service,
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -366,30 +365,6 @@ class State:
             for type_, ticket in events:
                 if ticket.is_notified:
                     self._announce(db, type_, ticket, now_us, disabled)
-
-    def save_model(self, tenant: str, name: str, version: str, artefact: bytes, now_us: int) -> None:
-        """Keep a model; one of the same name and version is replaced."""
-        values = {"sha256": hashlib.sha256(artefact).hexdigest(), "created_us": now_us, "artefact": artefact}
-        with self._writing() as db:
-            _put(db, t.models, {"tenant": tenant, "name": name, "version": version}, values)
-
-    def load_model(self, tenant: str, name: str, version: str | None = None) -> tuple[str, bytes] | None:
-        """Return version and bytes of a model, the newest if ``version`` is None; None if there is none.
-
-        Raises:
-            StateUnavailable: If the bytes are not those that were saved.
-        """
-        model = t.models.c
-        query = sa.select(model.version, model.sha256, model.artefact).where(model.tenant == tenant, model.name == name)
-        if version is not None:
-            query = query.where(model.version == version)
-        with self._reading() as db:
-            row = db.execute(query.order_by(model.created_us.desc(), model.version.desc()).limit(1)).first()
-        if row is None:
-            return None
-        if hashlib.sha256(row.artefact).hexdigest() != row.sha256:
-            raise StateUnavailable(f"model {name} {row.version} is damaged: its checksum differs; delete and refit it")
-        return row.version, row.artefact
 
     # ----------------------------------------------------------------------------------------------- outbox
 

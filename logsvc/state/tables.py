@@ -74,17 +74,6 @@ detector_state = sa.Table(
     sa.Column("value", sa.LargeBinary, nullable=False),
 )
 
-models = sa.Table(
-    "models",
-    metadata,
-    sa.Column("tenant", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("version", sa.Text, primary_key=True),
-    sa.Column("sha256", sa.Text, nullable=False),
-    sa.Column("created_us", sa.BigInteger, nullable=False),
-    sa.Column("artefact", sa.LargeBinary, nullable=False),
-)
-
 outbox = sa.Table(
     "outbox",
     metadata,

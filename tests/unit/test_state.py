@@ -62,7 +62,7 @@ def test_a_percent_sign_in_the_path_is_only_a_percent_sign(tmp_path: Path) -> No
     [
         (["ALTER TABLE tickets DROP COLUMN kind"], "table tickets: column kind is missing"),
         (["ALTER TABLE api_keys ADD COLUMN note TEXT"], "table api_keys: column note is not expected"),
-        (["DROP TABLE models"], "table models is missing"),
+        (["DROP TABLE detector_state"], "table detector_state is missing"),
         (["CREATE TABLE notes (x TEXT)"], "table notes is not expected"),
         (
             ["DROP INDEX ix_tickets_tenant_state"],
@@ -100,10 +100,13 @@ def test_a_database_changed_by_hand_stops_the_start_and_names_what_differs(
 
 def test_every_difference_is_named_at_once(tmp_path: Path) -> None:
     open_state(url_of(tmp_path)).close()
-    change_by_hand(tmp_path, "ALTER TABLE tickets DROP COLUMN kind", "DROP TABLE models")
+    change_by_hand(tmp_path, "ALTER TABLE tickets DROP COLUMN kind", "DROP TABLE detector_state")
     with pytest.raises(SchemaMismatch) as caught:
         open_state(url_of(tmp_path))
-    assert sorted(caught.value.differences) == ["table models is missing", "table tickets: column kind is missing"]
+    assert sorted(caught.value.differences) == [
+        "table detector_state is missing",
+        "table tickets: column kind is missing",
+    ]
 
 
 def test_two_that_start_at_once_make_the_schema_once(tmp_path: Path) -> None:
@@ -292,17 +295,6 @@ def test_a_foreign_cursor_is_bad_input_and_nothing_worse(tmp_path_factory: pytes
     state = open_state(url_of(tmp_path_factory.getbasetemp() / "cursors"))
     with contextlib.closing(state), contextlib.suppress(BadInput):
         assert state.list_tickets("default", cursor=cursor).tickets == []
-
-
-def test_a_model_is_kept_with_its_checksum_and_a_damaged_one_is_refused(state: State, tmp_path: Path) -> None:
-    state.save_model("default", "forest", "1", b"old", NOON_US)
-    state.save_model("default", "forest", "2", b"new", NOON_US + 1)
-    assert state.load_model("default", "forest") == ("2", b"new")
-    assert state.load_model("default", "forest", "1") == ("1", b"old")
-    assert state.load_model("other", "forest") is None
-    change_by_hand(tmp_path, "UPDATE models SET artefact = x'00' WHERE version = '2'")
-    with pytest.raises(StateUnavailable, match="checksum"):
-        state.load_model("default", "forest")
 
 
 # ------------------------------------------------------------------------------------------------------ outbox

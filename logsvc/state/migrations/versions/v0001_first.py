@@ -1,4 +1,4 @@
-"""The first schema: keys, tickets, detection's checkpoints and state, models, the outbox."""
+"""The first schema: keys, tickets, detection's checkpoints and state, the outbox."""
 
 from __future__ import annotations
 
@@ -47,16 +47,6 @@ def upgrade() -> None:
         sa.Column("version", sa.Text(), nullable=False),
         sa.Column("value", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("tenant", "key", name=op.f("pk_detector_state")),
-    )
-    op.create_table(
-        "models",
-        sa.Column("tenant", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("version", sa.Text(), nullable=False),
-        sa.Column("sha256", sa.Text(), nullable=False),
-        sa.Column("created_us", sa.BigInteger(), nullable=False),
-        sa.Column("artefact", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("tenant", "name", "version", name=op.f("pk_models")),
     )
     op.create_table(
         "outbox",
