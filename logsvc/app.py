@@ -141,7 +141,8 @@ class Service:
         server = self._settings.server
         try:
             info = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            listener = socket.socket(info[0], socket.SOCK_STREAM)
+            # Said to be TCP: asyncio turns Nagle's delay off only for sockets that say so.
+            listener = socket.socket(info[0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
             self._stack.callback(listener.close)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(info[4])
@@ -165,6 +166,7 @@ class Service:
 
         journal = Journal.open(settings.data_dir / journals.DIRECTORY, max_bytes=settings.journal.max_bytes)
         stack.callback(journal.close)
+        journal.on_fsync = lambda seconds: telemetry.observe("journal_fsync_seconds", seconds)
         dead_letters = DeadLetters.open(settings.data_dir / DEAD_LETTERS)
         stack.callback(dead_letters.close)
         indexer = Indexer.open(journal, store, dead_letters, settings.data_dir / CHECKPOINT)
@@ -201,6 +203,7 @@ class Service:
             telemetry=telemetry,
             clock=system_clock,
             public_url=settings.server.public_url or "",
+            tenant=settings.tenant,
             acks_from_store=settings.server.ack == "store",
             stopping=self._stopping,
         )

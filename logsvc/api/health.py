@@ -9,18 +9,23 @@ from logsvc.api.auth import Anyone, Reader
 from logsvc.api.problems import problem
 from logsvc.api.records import json_response
 from logsvc.api.services import ServicesDep
+from logsvc.errors import Forbidden
+from logsvc.keys import Scope
 
 router = APIRouter(tags=["service"])
 
 
-@router.get("/healthz", summary="Is the process alive?", responses={200: {"description": "It is."}})
-def healthz() -> Response:
+@router.api_route(
+    "/healthz", methods=["GET", "HEAD"], summary="Is the process alive?", responses={200: {"description": "It is."}}
+)
+async def healthz() -> Response:
     """Answer as long as the process serves; needs no key."""
     return json_response({"status": "ok"})
 
 
-@router.get(
+@router.api_route(
     "/readyz",
+    methods=["GET", "HEAD"],
     summary="Can it take and find records?",
     responses={200: {"description": "It can."}, 503: {"description": "It can't; the problem says why."}},
 )
@@ -37,8 +42,12 @@ def readyz(services: ServicesDep) -> Response:
     summary="Prometheus metrics",
     responses={200: {"content": {"text/plain": {"example": "store_up 1.0\n"}}}},
 )
-def metrics(services: ServicesDep, _reader: Reader) -> Response:
-    """Return the metrics of the whole service in Prometheus' text format."""
+def metrics(services: ServicesDep, reader: Reader) -> Response:
+    """Return the metrics of the whole service in Prometheus' text format, to its own tenant only."""
+    if reader.tenant != services.tenant and not reader.allows(Scope.ADMIN):
+        raise Forbidden(
+            f"metrics are about all tenants; they need a key of the tenant {services.tenant}, or an admin's"
+        )
     body, media_type = services.telemetry.render()
     return Response(body, headers={"Content-Type": media_type})
 

@@ -11,6 +11,7 @@ import hashlib
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -24,10 +25,11 @@ from logsvc.errors import BadInput, NotFound, StoreUnavailable
 from logsvc.fields import FieldType, resolve
 from logsvc.records import flatten, stored_id
 from logsvc.store import MAX_BUCKETS, MAX_PAGE_ROWS, Hit, Order, Position, Span
-from logsvc.timestamps import Clock, format_us, parse_duration, parse_time
+from logsvc.timestamps import Clock, format_duration, format_us, parse_duration, parse_time
 
 router = APIRouter(prefix="/api/v1", tags=["records"])
 
+MAX_INTERVAL_US = 3_650 * 86_400_000_000
 TAIL_POLL_S = 0.4
 TAIL_KEEPALIVE_S = 15.0
 MAX_TAILS = 100
@@ -61,14 +63,17 @@ _RECORD = {
 }
 
 
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
 class _Cursor(msgspec.Struct, array_like=True, frozen=True):
     """Where a page ended and what the walk is bound to."""
 
-    time_us: int
-    seq: int
-    start_us: int | None
-    end_us: int | None
-    total: int
+    time_us: _Int64
+    seq: _Int64
+    start_us: _Int64 | None
+    end_us: _Int64 | None
+    total: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     is_exact: bool
     binding: bytes
 
@@ -147,9 +152,10 @@ def search(
         after: Position | None = Position(place.time_us, place.seq)
     else:
         place, after, span = None, None, _span(start, end, services.clock)
-    page = services.store.search(
-        reader.tenant, node, span, limit=limit, after=after, order=order, count_total=place is None
-    )
+    with services.searching():
+        page = services.store.search(
+            reader.tenant, node, span, limit=limit, after=after, order=order, count_total=place is None
+        )
     total = place.total if place else page.total or 0
     is_exact = place.is_exact if place else page.is_exact
     next_cursor = None
@@ -169,7 +175,9 @@ def search(
 def count(services: ServicesDep, reader: Reader, q: Q = "", start: From = None, end: To = None) -> Response:
     """Return the exact number of hits; over all time without ``from``."""
     node = language.parse(q, now_us=services.clock())
-    return json_response({"count": services.store.count(reader.tenant, node, _span(start, end, services.clock))})
+    span = _span(start, end, services.clock)
+    with services.searching():
+        return json_response({"count": services.store.count(reader.tenant, node, span)})
 
 
 @router.get(
@@ -210,14 +218,15 @@ def histogram(
             f"interval={interval} makes {(last - first) // width_us} buckets of this range; at most {MAX_BUCKETS}: "
             "take a longer interval or a shorter range"
         )
-    buckets = services.store.histogram(reader.tenant, node, span, interval_us=width_us, by=by_name)
+    with services.searching():
+        buckets = services.store.histogram(reader.tenant, node, span, interval_us=width_us, by=by_name)
     rows: list[dict[str, object]] = []
     for bucket in buckets:
         row: dict[str, object] = {"start": format_us(bucket.start_us), "count": bucket.count}
         if by_name:
             row["by"] = bucket.by
         rows.append(row)
-    return json_response({"interval": f"{width_us // 1_000_000}s", "buckets": rows})
+    return json_response({"interval": format_duration(timedelta(microseconds=width_us)), "buckets": rows})
 
 
 def _keyword(name: str) -> str:
@@ -237,8 +246,8 @@ def _edge(services: Services, tenant: str, node: language.Node, span: Span, orde
 def _interval_us(text: str) -> int:
     width = parse_duration(text)
     width_us = round(width.total_seconds() * 1_000_000)
-    if width_us < 1_000:
-        raise BadInput(f"interval={text} is too short; at least 1ms")
+    if not 1_000 <= width_us <= MAX_INTERVAL_US:
+        raise BadInput(f"interval={text} is out of range; expected 1ms to 3650d")
     return width_us
 
 

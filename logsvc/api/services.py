@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from logsvc.errors import StoreUnavailable
 from logsvc.indexer import Indexer, IndexerState
 from logsvc.ingest import Ingest
 from logsvc.journal import Journal
@@ -16,6 +19,9 @@ from logsvc.state import State
 from logsvc.store import Store
 from logsvc.telemetry import Telemetry
 from logsvc.timestamps import Clock
+
+MAX_CONCURRENT_SEARCHES = 24
+"""Of the 40 threads that requests share."""
 
 
 @dataclass(slots=True)
@@ -31,9 +37,27 @@ class Services:
     telemetry: Telemetry
     clock: Clock
     public_url: str
+    tenant: str  # the service's own, LOGSVC_TENANT
     stopping: threading.Event
     acks_from_store: bool = False
     tails: int = 0
+    _search_slots: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(MAX_CONCURRENT_SEARCHES)
+    )
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Hold one of the places for searches, so that slow ones leave threads to everybody else.
+
+        Raises:
+            StoreUnavailable: If all are taken.
+        """
+        if not self._search_slots.acquire(blocking=False):
+            raise StoreUnavailable(f"{MAX_CONCURRENT_SEARCHES} searches are running; try again in a moment", 1)
+        try:
+            yield
+        finally:
+            self._search_slots.release()
 
     def why_not_ready(self) -> list[str]:
         """Return why the service is not ready to take and find records; [] if it is."""
