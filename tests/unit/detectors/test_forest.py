@@ -80,13 +80,13 @@ def test_the_model_is_the_same_whether_it_is_fitted_ahead_in_time_or_after_a_res
 
 def test_it_is_refitted_once_a_day() -> None:
     events = history(20, 3)
-    events += [e for unit in TASKS for e in normal(unit, NOW_US, NOW_US + 2 * DAY_US, seed=6, per_minute=0.5)]
+    events += [e for unit in TASKS for e in normal(unit, NOW_US, NOW_US + 26 * HOUR_US, seed=6, per_minute=0.5)]
     engine = Engine(grid(), "default", facts)
     seen: dict[str, int] = {}
     by_minute: dict[int, list[Event]] = {}
     for event in events:
         by_minute.setdefault(event.ingested_us // MINUTE_US * MINUTE_US + MINUTE_US, []).append(event)
-    for cutoff in range(NOW_US + MINUTE_US, NOW_US + 2 * DAY_US, MINUTE_US):
+    for cutoff in range(NOW_US + MINUTE_US, NOW_US + 26 * HOUR_US, MINUTE_US):
         engine.advance(counts(by_minute.get(cutoff, []), engine.judge.grid.step_us), cutoff)
         seen.setdefault(engine.judge.model_version, cutoff)
     first, *later = [at for version, at in seen.items() if version != NO_MODEL]

@@ -30,8 +30,7 @@ def name(cut: Grid) -> str:
     return f"{cut.window_us // 1_000_000}s+{cut.grace_us // 1_000_000}s"
 
 
-@pytest.mark.parametrize("minutes", [0.5, 4])
-@pytest.mark.parametrize("per_minute", [3, 20])
+@pytest.mark.parametrize(("per_minute", "minutes"), [(3, 0.5), (20, 4)])
 @pytest.mark.parametrize("cut", ALL, ids=name)
 def test_an_application_that_fails_after_two_good_minutes_has_one_ticket(
     cut: Grid, per_minute: float, minutes: float
@@ -45,7 +44,7 @@ def test_an_application_that_fails_after_two_good_minutes_has_one_ticket(
 
 @pytest.mark.parametrize("cut", SOME, ids=name)
 def test_hours_of_usual_errors_and_deployments_open_nothing(cut: Grid) -> None:
-    hours = 4
+    hours = 2 if cut.window_us < 60_000_000 else 6
     end = NOW_US + hours * HOUR_US
     events: list[Event] = []
     for unit in TASKS:
@@ -78,8 +77,7 @@ def test_a_burst_in_history_is_one_ticket_with_its_window_and_told_only_if_recen
     assert abs(incident.end_us - begin - 4 * MINUTE_US) <= max(MINUTE_US, cut.window_us)
 
 
-@pytest.mark.parametrize("cut", [grid(60, 5), grid(300, 60)], ids=name)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("cut", "seed"), [(grid(60, 5), 0), (grid(300, 60), 1)])
 def test_history_in_any_chunks_while_the_present_is_judged_is_neither_silence_nor_slowness(
     cut: Grid, seed: int
 ) -> None:
