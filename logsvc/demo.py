@@ -149,6 +149,8 @@ class Demo:
             "LOGSVC_WINDOW": WINDOW,
             "LOGSVC_GRACE": GRACE,
             "PYTHONUNBUFFERED": "1",
+            # Spools and checkpoints of shippers: another demo's must not be taken up here.
+            "XDG_STATE_HOME": str(directory / "shippers"),
         }
         if store_url:
             environ["LOGSVC_STORE_URL"] = store_url

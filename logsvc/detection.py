@@ -25,6 +25,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -74,6 +75,7 @@ _SAMPLES = 5
 _FINGERPRINTS = 5
 _RELEASE_SHARE = 0.2
 _WORKER_TIMEOUT_S = 120.0
+_CLOSE_S = 2.0
 _SELF = "service"
 _MEMORY_VERSION = "1"
 
@@ -158,10 +160,13 @@ class Detection:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the tick at hand; idempotent."""
+        """Stop after the tick at hand, or in the middle of a long one; idempotent."""
         self._closing.set()
         self._woken.set()
         if self._thread.is_alive():
+            self._thread.join(timeout=_CLOSE_S)
+            # Nothing of a tick is kept before all of it is, so a worker may be ended within one.
+            self._worker.kill()
             self._thread.join(timeout=_WORKER_TIMEOUT_S)
         self._worker.close()
 
@@ -196,6 +201,8 @@ class Detection:
                 self._turn()
                 pause_s = 0.0
             except (LogsvcError, OSError) as exc:
+                if self._closing.is_set():
+                    return
                 pause_s = min(max(1.0, 2 * pause_s), _MAX_PAUSE_S)
                 logger.warning("detection: {}: {}; trying again in {:.0f} s", type(exc).__name__, exc, pause_s)
                 self._sessions.clear()
@@ -214,8 +221,9 @@ class Detection:
         target = self._clock() // TICK_US * TICK_US
         if self._done_us is not None and target <= self._done_us:
             return
-        if not self._pipeline.searchable_before(target, _WAIT_S):
-            self._note_blind()
+        if not self._is_searchable(target):
+            if not self._closing.is_set():
+                self._note_blind()
             return
         self._complete_us = max(self._complete_us, target)
         try:
@@ -227,6 +235,14 @@ class Detection:
             raise
         self._done_us = target
         self._note_sight(tenants, target)
+
+    def _is_searchable(self, target_us: int) -> bool:
+        """Wait until everything before ``target_us`` is found; not long, and not while closing."""
+        deadline = time.monotonic() + _WAIT_S
+        while not self._closing.is_set() and time.monotonic() < deadline:
+            if self._pipeline.searchable_before(target_us, _WAIT_S / 10):
+                return True
+        return False
 
     def _catch_up(self, tenant: str, target_us: int) -> None:
         session = self._sessions.get(tenant)
@@ -606,6 +622,13 @@ class _Worker:
     def pid(self) -> int | None:
         """Return the process's id, None if it does not run."""
         return self._process.pid if self._process is not None else None
+
+    def kill(self) -> None:
+        """End the process at once, whoever waits for its answer; ``close`` is still due."""
+        process = self._process
+        if process is not None:
+            with suppress(ValueError, AttributeError):  # closed meanwhile
+                process.kill()
 
     def close(self) -> None:
         """End the process; it also ends by itself when this one does."""
