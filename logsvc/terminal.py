@@ -147,8 +147,16 @@ def tickets_table(tickets: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def burst_chart(series: Sequence[Mapping[str, Any]], *, height: int = 8, width: int = 72) -> Text:
+def burst_chart(
+    series: Sequence[Mapping[str, Any]],
+    window: Mapping[str, str] | None = None,
+    *,
+    height: int = 8,
+    width: int = 72,
+) -> Text:
     """Return the burst against its baseline: bars for what was seen, a line where it was expected.
+
+    Bars inside ``window``, that of the ticket, are odd.
 
     >>> print(burst_chart([{"start": "2026-01-01T00:00:00Z", "observed": 4, "expected": 1}], height=2).plain)
          4 ┤█
@@ -156,18 +164,18 @@ def burst_chart(series: Sequence[Mapping[str, Any]], *, height: int = 8, width: 
            └─
             00:00:00 UTC
     """
-    points = [(float(p["observed"]), float(p["expected"])) for p in series][-width:]
+    start, end = (window["start"], window["end"]) if window else ("", "")
+    points = [(float(p["observed"]), float(p["expected"]), start <= p["start"] < end) for p in series][-width:]
     if not points:
         return Text("no picture: the ticket has no series", style="dim")
-    top = max(max(point) for point in points) or 1.0
+    top = max(max(observed, expected) for observed, expected, _ in points) or 1.0
     chart = Text()
     for row in range(height, 0, -1):
         has_label = row == height or (row == height // 2 and height > 4)
         chart.append(f"{top * row / height:>6.3g} ┤" if has_label else " " * 7 + "│", style="dim")
-        for observed, expected in points:
+        for observed, expected, is_odd in points:
             fill = min(max(observed / top * height - (row - 1), 0.0), 1.0)
             if fill > 0:
-                is_odd = observed > 2 * expected + 3
                 chart.append(_BLOCKS[max(1, round(fill * 8))], style="red" if is_odd else "cyan")
             elif row - 1 <= expected / top * height < row:
                 chart.append("─", style="green")
@@ -216,7 +224,7 @@ def ticket_view(ticket: Mapping[str, Any]) -> Group:
             f"\n{float(ticket['observed']):g} {ticket['unit']}, {few(float(ticket['expected']))} expected", style="bold"
         )
     )
-    parts.append(burst_chart(ticket.get("series") or []))
+    parts.append(burst_chart(ticket.get("series") or [], ticket.get("window")))
     if ticket.get("evidence"):
         rows = [
             (e["feature"], f"{e['observed']:g}", few(e["expected"]), f"{e['score']:.2f}", e["text"])
