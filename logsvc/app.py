@@ -105,6 +105,7 @@ class Service:
             self._stack.enter_context(DataDirectoryLock.acquire(settings.data_dir))
             # Bound before anything is opened: a port in use must not cost a recovery.
             listener = self._listen()
+            self._settings = settings.listening_on(listener.getsockname()[1])
             api = self._open()
             security = self._settings.security
             config = uvicorn.Config(

@@ -420,6 +420,15 @@ class Settings(_Part):
     log: LogSettings = field(default_factory=LogSettings)
     sources: Mapping[str, str] = field(default_factory=dict)  # variable → where it came from, unless default
 
+    def listening_on(self, port: int) -> Settings:
+        """Return the settings with the port that was taken where ``LOGSVC_PORT=0`` asked for a free one."""
+        if self.server.port:
+            return self
+        address = cast(str, self.server.public_url)
+        if "LOGSVC_PUBLIC_URL" not in self.sources:
+            address = f"{address.removesuffix(':0')}:{port}"
+        return dataclasses.replace(self, server=dataclasses.replace(self.server, port=port, public_url=address))
+
     def describe(self) -> Iterator[tuple[Setting, str, str]]:
         """Yield each setting, its value as one may show it, and where it came from."""
         for row in SETTINGS:

@@ -180,3 +180,10 @@ def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
         assert f"`{row.key}`" in rows[row.name]
         assert row.help in rows[row.name]
         assert row.default.strip("()") in rows[row.name]
+
+
+def test_a_free_port_shows_in_the_address_that_people_get(tmp_path: Path) -> None:
+    settings = load(environ={"LOGSVC_PORT": "0", "LOGSVC_DATA_DIR": str(tmp_path)})
+    assert settings.listening_on(4711).server.public_url == "http://127.0.0.1:4711"
+    chosen = {"LOGSVC_PORT": "0", "LOGSVC_DATA_DIR": str(tmp_path), "LOGSVC_PUBLIC_URL": "https://logs.example"}
+    assert load(environ=chosen).listening_on(4711).server.public_url == "https://logs.example"
