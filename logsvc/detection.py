@@ -227,7 +227,9 @@ class Detection:
             return
         self._complete_us = max(self._complete_us, target)
         try:
-            tenants = sorted({*self._store.tenants(), *self._state.checkpoints()})
+            # Those that are up to date first: another's days of history must not delay their windows.
+            known = {*self._store.tenants(), *self._state.checkpoints()}
+            tenants = sorted(known, key=lambda tenant: (tenant not in self._sessions, tenant))
             for tenant in tenants:
                 self._catch_up(tenant, target)
         except StoreUnavailable:
