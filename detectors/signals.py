@@ -225,7 +225,7 @@ def lull(
     """Return what silence is judged by, for the window named by ``step``; ``blind`` are steps that say nothing.
 
     Expected is the same time of past clean days, at today's level, or else the level just before.
-    A unit counts as live when records came on time for two such spans before, so that history sent
+    A unit counts as live when records came on time for one such span before, so that history sent
     in one go is never taken for a unit that then fell silent.
     """
     sizes = len(SILENCE_WINDOWS)
@@ -253,7 +253,7 @@ def lull(
             usual = float(w @ past[:, -length:].sum(axis=1) / w.sum())
             usual_before = float(w @ past[:, -3 * length : -length].sum(axis=1) / w.sum()) / 2
         normal[index] = usual * n[0, -3 * length : -length].sum() / 2 / max(usual_before, 1.0)
-        if live_since > step + 1 - 3 * length - guard:
+        if live_since > step + 1 - 2 * length - guard:
             continue
         before = n[0, -3 * length : -length]
         # What is already silent must not lower what is expected.

@@ -32,9 +32,10 @@ from logsvc import terminal
 from logsvc.client import Client, ClientError
 
 HISTORY_DAYS = 2.0
-WINDOW = "60s"
+WINDOW = "30s"
 GRACE = "5s"
 QUIET_S = 25.0  # live and healthy, before something breaks
+LIVE_S = 75.0  # the same, before a silence: only a task that was live can fall silent
 WATCH_S = 170.0  # how long a ticket may take before the demo gives up
 AFTERMATH_S = 20.0  # how long to look for tickets too many
 _FINE = 'level:>=warn AND NOT "slow, second try" AND NOT service:storefront'
@@ -200,7 +201,7 @@ class Demo:
         say(f"{_count(client):,} records are searchable; live now, and healthy")
 
         with self._shown_live(client):
-            self._watch_quiet(client, QUIET_S, allowed=0)
+            self._watch_quiet(client, LIVE_S if self.what is Break.SILENCE else QUIET_S, allowed=0)
             say(self.expected.story, style="bold yellow")
             broken_at = time.time()
             if self.what is Break.DEPENDENCY:

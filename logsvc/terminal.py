@@ -246,7 +246,9 @@ def ticket_view(ticket: Mapping[str, Any]) -> Group:
             for d in ticket["deliveries"]
         ]
         parts.append(table("\nWho was told", ("Channel", "Event", "State", "Attempts", "Last error"), sent))
-    parts.append(Text(f"\nlogsvc search {shlex.quote(clean(ticket['query']))}", style="green"))
+    parts.append(  # In one piece, however narrow the terminal: it is there to be copied.
+        Text(f"\nlogsvc search {shlex.quote(clean(ticket['query']))}", style="green", no_wrap=True, overflow="ignore")
+    )
     if ticket.get("url"):
         parts.append(Text(str(ticket["url"]), style="blue underline"))
     return Group(*parts)

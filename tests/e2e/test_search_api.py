@@ -175,19 +175,19 @@ def test_a_wrong_parameter_is_a_problem_that_says_the_way_out(
 
 def test_keys_scopes_and_addresses_are_denied_by_default(embedded_service: ServiceProcess) -> None:
     service = embedded_service
-    anonymous = httpx.Client(base_url=service.url, trust_env=False)
-    for path in ("/api/v1/search", "/api/v1/tickets", "/metrics", "/openapi.json"):
-        refused = anonymous.get(path)
-        assert refused.status_code == 401
-        assert "WWW-Authenticate" in refused.headers
-    assert anonymous.get("/healthz").status_code == anonymous.get("/readyz").status_code == 200
-    writer = {"Authorization": f"Bearer {service.make_key('ingest')}"}
-    assert anonymous.post("/api/v1/ingest", json={"message": "x"}, headers=writer).status_code == 202
-    assert anonymous.get("/api/v1/search", headers=writer).status_code == 403
-    reader = service.make_key("read")
-    assert anonymous.get("/api/v1/search", auth=("anyone", reader)).status_code == 200
-    assert anonymous.post("/api/v1/ingest", json={"message": "x"}, auth=("", reader)).status_code == 403
-    assert "lsk_" not in service.log
+    with httpx.Client(base_url=service.url, trust_env=False) as anonymous:
+        for path in ("/api/v1/search", "/api/v1/tickets", "/metrics", "/openapi.json"):
+            refused = anonymous.get(path)
+            assert refused.status_code == 401
+            assert "WWW-Authenticate" in refused.headers
+        assert anonymous.get("/healthz").status_code == anonymous.get("/readyz").status_code == 200
+        writer = {"Authorization": f"Bearer {service.make_key('ingest')}"}
+        assert anonymous.post("/api/v1/ingest", json={"message": "x"}, headers=writer).status_code == 202
+        assert anonymous.get("/api/v1/search", headers=writer).status_code == 403
+        reader = service.make_key("read")
+        assert anonymous.get("/api/v1/search", auth=("anyone", reader)).status_code == 200
+        assert anonymous.post("/api/v1/ingest", json={"message": "x"}, auth=("", reader)).status_code == 403
+        assert "lsk_" not in service.log
 
 
 def test_a_service_that_others_could_reach_without_tls_does_not_start(embedded_service: ServiceProcess) -> None:
