@@ -72,7 +72,7 @@ def main(names: list[str]) -> int:
             results[name] = _run(name, url)
 
     if set(chosen) & set(WITH_SERVER):
-        with elasticsearch.server(kind="benchmark") as url:
+        with elasticsearch.server("bench") as url:
             measure(url)
     else:
         measure(None)
