@@ -47,7 +47,7 @@ test: $(INSTALLED) ## Run every test, those against a real Elasticsearch include
 	  echo "starting Elasticsearch for the tests (fetched once per machine)"; \
 	  $(SERVER) start || true; \
 	fi; \
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 quick: $(INSTALLED) ## Run the unit tests: under a minute on a quiet machine, no server needed.
 	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=quick -m "not slow and not elasticsearch" tests/unit $(ARGS)
