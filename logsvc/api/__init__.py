@@ -62,7 +62,7 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
     @api.get("/", include_in_schema=False)
     def root(request: Request) -> Response:
         """Send a browser to the tickets; tell everyone else where the API is."""
-        if "text/html" in request.headers.get("accept", ""):
+        if problems.is_browser(request):
             return RedirectResponse("/api/v1/tickets", status_code=307)
         raise NotFound("nothing is served at /; the API is at /api/v1, its description at /openapi.json")
 

@@ -54,7 +54,8 @@ def render(error: LogsvcError, *, is_browser: bool = False) -> Response:
     return problem(error.status, str(error), headers=headers)
 
 
-def _is_browser(request: Request) -> bool:
+def is_browser(request: Request) -> bool:
+    """Return whether a browser asks, and so a person reads the answer."""
     return "text/html" in request.headers.get("accept", "")
 
 
@@ -62,7 +63,7 @@ def _known(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, LogsvcError)
     if exc.status >= 500 and not isinstance(exc, Overloaded):
         logger.bind(**{"url.path": request.url.path}).warning("request failed: {}", exc)
-    return render(exc, is_browser=_is_browser(request))
+    return render(exc, is_browser=is_browser(request))
 
 
 def _http(request: Request, exc: Exception) -> Response:

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from logsvc.api.auth import Reader
+from logsvc.api.problems import is_browser
 from logsvc.api.records import json_response
 from logsvc.api.services import ServicesDep
 from logsvc.errors import NotFound
@@ -61,11 +62,6 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def wants_page(request: Request) -> bool:
-    """Return whether a browser asks."""
-    return "text/html" in request.headers.get("accept", "")
-
-
 @router.get(
     "",
     summary="List tickets",
@@ -85,7 +81,7 @@ def tickets(
     page = services.state.list_tickets(
         reader.tenant, state=state, severity=severity, task=task, limit=limit, cursor=cursor
     )
-    if wants_page(request):
+    if is_browser(request):
         html = _templates().get_template("tickets.html").render(tickets=page.tickets, next_cursor=page.next_cursor)
         return HTMLResponse(html, headers=_PAGE_HEADERS)
     return json_response({"tickets": page.tickets, "next_cursor": page.next_cursor})
@@ -105,7 +101,7 @@ def ticket(request: Request, services: ServicesDep, reader: Reader, id: str) -> 
     if found is None:
         raise NotFound(f"there is no ticket {id[:100]!r}; `logsvc tickets list` shows those there are")
     deliveries = services.state.deliveries(reader.tenant, id)
-    if wants_page(request):
+    if is_browser(request):
         page = (
             _templates()
             .get_template("ticket.html")
