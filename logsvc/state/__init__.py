@@ -21,8 +21,10 @@ import base64
 import binascii
 import os
 import secrets
+import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +41,7 @@ from logsvc.timestamps import format_us, parse_rfc3339
 
 MAX_PAGE_TICKETS = 1_000
 _BUSY_S = 10.0
+_BUSY_PAUSE_S = 0.02
 _WRITES = "is_write"
 
 
@@ -141,8 +144,10 @@ def _sqlite(url: str) -> sa.Engine:
         )
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # SQLite's other files take over the mode of this one.
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        # SQLite's other files take over the mode of this one. Only a file that nobody else has open: closing any
+        # descriptor of a database drops every lock that this process holds on it (sqlite.org/howtocorrupt.html, 2.2).
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as exc:
         raise StateUnavailable(f"cannot open {path}: {exc.strerror}") from exc
     engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S})
@@ -151,7 +156,8 @@ def _sqlite(url: str) -> sa.Engine:
     def _set_up(connection: Any, _record: object) -> None:
         # The driver's own transactions begin late and end before DDL; ours are explicit.
         connection.isolation_level = None
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        _write_ahead(connection)
+        for pragma in ("synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @sa_event.listens_for(engine, "begin")
@@ -162,6 +168,18 @@ def _sqlite(url: str) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
 
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to WAL. While another connection does the same, SQLite says "locked" at once, whatever its timeout."""
+    for is_last in [False] * round(_BUSY_S / _BUSY_PAUSE_S) + [True]:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").close()
+            return
+        except sqlite3.OperationalError as exc:
+            if is_last or exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+        time.sleep(_BUSY_PAUSE_S)
 
 
 class State:

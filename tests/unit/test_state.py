@@ -128,6 +128,24 @@ def test_two_that_start_at_once_make_the_schema_once(tmp_path: Path) -> None:
     assert failures == []
 
 
+def test_a_database_that_another_one_is_just_making_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        other.execute("COMMIT")
+
+    monkeypatch.setattr("logsvc.state.time.sleep", pause)
+    monkeypatch.setattr("logsvc.state._BUSY_S", 0.2)  # SQLite's own waiting, before it says "locked"
+    open_state(url_of(tmp_path)).close()
+    other.close()
+    assert len(pauses) == 1
+
+
 def test_a_failed_migration_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = MigrationContext._ensure_version_table
 
