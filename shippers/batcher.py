@@ -339,7 +339,7 @@ class Batcher:
                 self._ensure_threads()
             self._closed = True
             self._wake_at = -1
-            threads = list(self._threads)
+            threads = [thread for thread in self._threads if thread.ident is not None]
         atexit.unregister(self.close)
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -420,22 +420,29 @@ class Batcher:
         """Start the threads unless they run; False if the interpreter no longer starts any."""
         if self._threads:
             return True
-        threads = [
+        # Before any runs: a log call in a signal handler that interrupts the start, or in a Thread
+        # class of the application's, must not start a second pair over the same connection.
+        self._threads = [
             threading.Thread(target=self._run, args=(loop,), name=f"shippers-{name}", daemon=True)
             for name, loop in (("encoder", self._encode), ("sender", self._send))
         ]
-        try:
-            self._wake_at = self._wake_length
-            for thread in threads:
+        self._wake_at = self._wake_length
+        interrupt: BaseException | None = None
+        for thread in self._threads:
+            try:
                 thread.start()
-                self._threads.append(thread)
-        except RuntimeError:
-            # Python 3.12 and later start no threads once the interpreter is going down.
-            self._wake_at = -1
-            self._closed = True
-            return False
+            except RuntimeError:
+                # Python 3.12 and later start no threads once the interpreter is going down.
+                self._wake_at = -1
+                self._closed = True
+                self._threads = [thread for thread in self._threads if thread.is_alive()]
+                return False
+            except BaseException as exc:
+                interrupt = exc  # a signal handler raised while start() waited for the thread, which runs
         atexit.register(self.close)
         _close_with_multiprocessing(self)
+        if interrupt is not None:
+            raise interrupt
         return True
 
     def _run(self, loop: Callable[[], None]) -> None:

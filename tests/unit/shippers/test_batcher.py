@@ -623,6 +623,46 @@ sys.exit(0 if handler.flush(30) else 1)
     assert sum(message.startswith("alarm") for message in service.messages()) >= 60
 
 
+def test_a_log_call_while_the_threads_start_starts_no_others(
+    closing: list[Batcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = CapturingTransport()
+    batcher = make(closing, transport)
+    start, started = threading.Thread.start, []
+
+    def start_and_log(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+        if len(started) <= 2:  # as a signal handler would that interrupts start()
+            put(batcher, f"during {thread.name}" + "z" * 1100)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_log)
+    put(batcher, "first" + "z" * 1100)
+    assert batcher.flush(20.0)
+    assert started == ["shippers-encoder", "shippers-sender"]
+    assert len(transport.records) == 3
+
+
+def test_a_signal_handler_that_raises_while_the_threads_start_loses_nothing(
+    closing: list[Batcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = CapturingTransport()
+    batcher = make(closing, transport)
+    start = threading.Thread.start
+
+    def start_and_raise(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "shippers-encoder":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_raise)
+    with pytest.raises(KeyboardInterrupt):
+        put(batcher, "interrupted")  # its caller is told, and it is as if the call had not been made
+    put(batcher, "next")
+    assert batcher.flush(20.0)
+    assert [message for message in messages(transport) if message != "interrupted"] == ["next"]
+
+
 # --- the whole way -----------------------------------------------------------------------------
 
 
