@@ -68,8 +68,9 @@ from logsvc.timestamps import Clock, format_us, system_clock
 
 _DIMENSIONS = frozenset({Dimension.LEVEL, Dimension.TEMPLATE, Dimension.DURATION, Dimension.VERSION_ERROR})
 _DAY_US = 86_400_000_000
-_BLIND_AFTER_US = 60_000_000
-_WAIT_S = 10.0
+_BLIND_AFTER_US = 60_000_000  # without any progress
+_LATE_AFTER_US = 300_000_000  # with progress: a backlog, such as days of history at once, is no fault yet
+_WAIT_S = 2.0
 _MAX_PAUSE_S = 30.0
 _SAMPLES = 5
 _FINGERPRINTS = 5
@@ -83,8 +84,8 @@ _MEMORY_VERSION = "1"
 class Searchable(Protocol):
     """Says when records are complete."""
 
-    def searchable_before(self, us: int, timeout_s: float) -> bool:
-        """Wait until every record with ``event.ingested`` below ``us`` is found; False if that takes longer."""
+    def searchable_until(self, us: int, timeout_s: float) -> int:
+        """Return T: every record with ``event.ingested`` below T is found; wait a while for T to reach ``us``."""
         ...
 
 
@@ -146,7 +147,8 @@ class Detection:
         self._closing = threading.Event()
         self._opened_us = self._begun_us = clock()
         self._done_us: int | None = None
-        self._complete_us = 0
+        self._complete_us = 0  # all before it was searchable
+        self._progress_us = 0  # when that last moved
         self._is_blind = False
         self._has_seen = False
         self._tick_s = 0.0
@@ -154,7 +156,7 @@ class Detection:
 
     def open(self) -> None:
         """Start judging."""
-        self._opened_us = self._complete_us = self._clock()
+        self._opened_us = self._complete_us = self._progress_us = self._clock()
         # Until the first turn it is behind by as much as when it ended.
         self._begun_us = min(self._state.checkpoints().values(), default=self._opened_us)
         self._thread.start()
@@ -217,15 +219,19 @@ class Detection:
             self._woken.clear()
 
     def _turn(self) -> None:
-        """Judge every tenant through the last tick, if all of it is searchable."""
-        target = self._clock() // TICK_US * TICK_US
-        if self._done_us is not None and target <= self._done_us:
+        """Judge every tenant through the last tick before which all is searchable."""
+        now_us = self._clock()
+        now_tick = now_us // TICK_US * TICK_US
+        if self._done_us is not None and now_tick <= self._done_us:
             return
-        if not self._is_searchable(target):
-            if not self._closing.is_set():
-                self._note_blind()
+        target = min(now_tick, self._pipeline.searchable_until(now_tick, _WAIT_S) // TICK_US * TICK_US)
+        if self._closing.is_set():
             return
-        self._complete_us = max(self._complete_us, target)
+        if target > self._complete_us:
+            self._complete_us, self._progress_us = target, now_us
+        if target <= (self._done_us or 0):
+            self._note_blind()
+            return
         try:
             # Those that are up to date first: another's days of history must not delay their windows.
             known = {*self._store.tenants(), *self._state.checkpoints()}
@@ -236,15 +242,10 @@ class Detection:
             self._note_blind()
             raise
         self._done_us = target
-        self._note_sight(tenants, target)
-
-    def _is_searchable(self, target_us: int) -> bool:
-        """Wait until everything before ``target_us`` is found; not long, and not while closing."""
-        deadline = time.monotonic() + _WAIT_S
-        while not self._closing.is_set() and time.monotonic() < deadline:
-            if self._pipeline.searchable_before(target_us, _WAIT_S / 10):
-                return True
-        return False
+        if now_us - target < _BLIND_AFTER_US:
+            self._note_sight(tenants, target)
+        elif now_us - target >= _LATE_AFTER_US:
+            self._note_blind()
 
     def _catch_up(self, tenant: str, target_us: int) -> None:
         session = self._sessions.get(tenant)
@@ -346,9 +347,11 @@ class Detection:
     # Blind -----------------------------------------------------------------------------------------------------------
 
     def _note_blind(self) -> None:
-        """Say once, after a while, that nothing can be judged."""
+        """Say once, after a while, that nothing can be judged, or only long after it happened."""
         now_us = self._clock()
-        if self._is_blind or now_us - self._complete_us < _BLIND_AFTER_US + self._grid.grace_us:
+        is_stuck = now_us - self._progress_us >= _BLIND_AFTER_US + self._grid.grace_us
+        is_late = now_us - self._complete_us >= _LATE_AFTER_US + self._grid.grace_us
+        if self._is_blind or not (is_stuck or is_late):
             return
         self._is_blind = True
         logger.error("detection is blind: records accepted since {} are not searchable", format_us(self._complete_us))

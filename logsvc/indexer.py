@@ -53,6 +53,7 @@ T = TypeVar("T")
 _FIRST_RETRY_S = 0.25
 _ISOLATE_S = 30.0
 _SETTLE_POLL_S = 0.02
+_MARK_INTERVAL_US = US_PER_S
 
 
 class IndexerState(Enum):
@@ -531,7 +532,11 @@ class Settles(Protocol):
 
 
 class Pipeline:
-    """Completeness: whether every record accepted before a moment is searchable.
+    """Completeness: up to which moment every accepted record is searchable. For one thread.
+
+    The journal's order is not that of ``event.ingested``, so from time to time a mark is set: all
+    records stamped before a moment are in the journal up to a sequence number. Once the indexer has
+    passed that number, everything before that moment is found, however long the backlog behind it.
 
     Args:
         sources: All that stamp records: ingest, and the replay of earlier ones.
@@ -543,23 +548,38 @@ class Pipeline:
         self._sources = tuple(sources)
         self._journal = journal
         self._indexer = indexer
+        self._marks: deque[tuple[int, int]] = deque()  # (event.ingested, sequence number), both rising
+        self._until_us = 0
 
-    def searchable_before(self, us: int, timeout_s: float) -> bool:
-        """Wait until every record with ``event.ingested`` below ``us`` is found by readers.
+    def searchable_until(self, us: int, timeout_s: float) -> int:
+        """Return T: every record with ``event.ingested`` below T is found by readers. T never falls.
 
-        Returns:
-            False if that is not so within ``timeout_s``: the window is blind.
+        Waits until T is at least ``us``, ``timeout_s`` at most.
         """
         deadline = time.monotonic() + timeout_s
         # An accept in flight ends with its fsync, within milliseconds; it tells nobody, so look again.
         pause = threading.Event()
-        while any(source.settled_before_us() < us for source in self._sources):
+        while True:
+            self._mark(us)
+            while self._marks and self._marks[0][1] <= self._indexer.searchable_seq:
+                self._until_us, _ = self._marks.popleft()
             left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                return False
-            pause.wait(min(left_s, _SETTLE_POLL_S))
-        # Read only now: what settled is in the journal up to here.
-        return self._indexer.wait_searchable(self._journal.last_seq, max(0.0, deadline - time.monotonic()))
+            if self._until_us >= us or left_s <= 0:
+                return self._until_us
+            if self._marks and self._marks[-1][0] >= us:
+                self._indexer.wait_searchable(self._marks[0][1], left_s)
+                if self._indexer.status().state is IndexerState.STOPPED:
+                    return self._until_us
+            else:
+                pause.wait(min(left_s, _SETTLE_POLL_S))
+
+    def _mark(self, us: int) -> None:
+        settled_us = min(source.settled_before_us() for source in self._sources)
+        last_us = self._marks[-1][0] if self._marks else self._until_us
+        # One a second is enough, and what is asked for.
+        if settled_us >= last_us + _MARK_INTERVAL_US or settled_us >= us > last_us:
+            # The number is read only now: what settled is in the journal up to here.
+            self._marks.append((settled_us, self._journal.last_seq))
 
 
 def read_checkpoint(path: Path) -> int:

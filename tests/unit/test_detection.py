@@ -71,14 +71,15 @@ class MemoryStore:
 
 
 class Pipeline:
-    """Everything is searchable, or nothing is."""
+    """Everything is searchable, or nothing is, or what is older than a while."""
 
     def __init__(self) -> None:
         self.is_complete = True
+        self.lag_us = 0
 
-    def searchable_before(self, us: int, timeout_s: float) -> bool:
-        del us, timeout_s
-        return self.is_complete
+    def searchable_until(self, us: int, timeout_s: float) -> int:
+        del timeout_s
+        return us - self.lag_us if self.is_complete else 0
 
 
 class WatchedState:
@@ -181,6 +182,14 @@ class Bench:
         """Move the clock and let detection see it."""
         self.clock.now_us = us
         self.detection.wake()
+
+
+    def wait_for_lag(self, seconds: float) -> None:
+        """Wait until all but the last ``seconds`` is judged."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.detection.metrics()["detection_cursor_lag_seconds"]() > seconds:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
 
 @pytest.fixture
@@ -325,6 +334,26 @@ def test_while_records_are_not_searchable_it_is_blind_and_says_so_once(bench: Be
     resolved = bench.state.wait_for_event("anomaly.resolved")
     assert resolved.id == ticket.id
     assert [type_ for type_, _ in bench.state.events] == ["anomaly.opened", "anomaly.resolved"]
+
+
+def test_behind_a_backlog_what_is_complete_is_judged_and_only_a_long_one_is_blind(bench: Bench) -> None:
+    bench.add(history())
+    bench.detection.open()
+    bench.go(NOW_US + 10_000_000)
+    bench.state.wait_for_cursor(NOW_US + 5_000_000)
+    for minute in range(1, 11):
+        bench.pipeline.lag_us = minute * 30_000_000
+        bench.go(NOW_US + minute * MINUTE_US)
+        bench.wait_for_lag(minute * 30)
+    assert bench.state.events == []
+    for minute in range(11, 15):
+        bench.pipeline.lag_us = minute * 30_000_000
+        bench.go(NOW_US + minute * MINUTE_US)
+        bench.wait_for_lag(minute * 30)
+    assert bench.state.wait_for_event("anomaly.opened").kind == "self"
+    bench.pipeline.lag_us = 0
+    bench.go(NOW_US + 20 * MINUTE_US)
+    assert bench.state.wait_for_event("anomaly.resolved").kind == "self"
 
 
 def test_tenants_are_judged_apart(bench: Bench) -> None:

@@ -339,17 +339,17 @@ def test_complete_means_that_nothing_is_in_flight_and_all_is_searchable(service:
     service.start()
     ingest = Ingest(T0)
     pipeline = Pipeline([ingest], service.journal, service.indexer)
-    assert pipeline.searchable_before(T0, 0.0)
-    assert not pipeline.searchable_before(T0 + 1, 0.05), "an accept is in flight"
+    assert pipeline.searchable_until(T0, 0.0) == T0
+    assert pipeline.searchable_until(T0 + 1, 0.05) == T0, "an accept is in flight"
     service.journal.append_sync([record(1)])
     ingest.settled_us = T0 + 10
-    assert not pipeline.searchable_before(T0 + 10, 0.05), "the store is away"
-    answers: list[bool] = []
-    waiting = threading.Thread(target=lambda: answers.append(pipeline.searchable_before(T0 + 10, TIMEOUT_S)))
+    assert pipeline.searchable_until(T0 + 10, 0.05) == T0, "the store is away"
+    answers: list[int] = []
+    waiting = threading.Thread(target=lambda: answers.append(pipeline.searchable_until(T0 + 10, TIMEOUT_S)))
     waiting.start()
     service.store.is_away = False
     waiting.join(TIMEOUT_S)
-    assert answers == [True]
+    assert answers == [T0 + 10]
     assert service.store.visible == 1
 
 
@@ -357,9 +357,29 @@ def test_complete_waits_for_the_slowest_source(service: Service) -> None:
     service.start()
     ingest, replay = Ingest(T0 + 10), Ingest(T0)
     pipeline = Pipeline([ingest, replay], service.journal, service.indexer)
-    assert not pipeline.searchable_before(T0 + 5, 0.0)
+    assert pipeline.searchable_until(T0 + 5, 0.0) == T0
     replay.settled_us = T0 + 5
-    assert pipeline.searchable_before(T0 + 5, TIMEOUT_S)
+    assert pipeline.searchable_until(T0 + 5, TIMEOUT_S) == T0 + 5
+
+
+def test_what_is_before_a_backlog_is_complete_while_the_backlog_lasts(service: Service) -> None:
+    service.start()
+    second = 1_000_000
+    ingest = Ingest(T0)
+    pipeline = Pipeline([ingest], service.journal, service.indexer)
+    service.journal.append_sync([record(1)])
+    ingest.settled_us = T0 + second
+    assert pipeline.searchable_until(T0 + second, TIMEOUT_S) == T0 + second
+    service.store.is_away = True
+    service.journal.append_sync([record(2)])
+    ingest.settled_us = T0 + 2 * second
+    assert pipeline.searchable_until(T0 + 2 * second, 0.05) == T0 + second
+    service.store.is_away = False
+    eventually(lambda: service.indexer.searchable_seq == 2)
+    service.store.is_away = True
+    service.journal.append_sync([record(3)])
+    ingest.settled_us = T0 + 3 * second
+    assert pipeline.searchable_until(T0 + 3 * second, 0.05) == T0 + 2 * second, "the second record's mark is passed"
 
 
 def test_nobody_waits_for_an_indexer_that_has_stopped(service: Service) -> None:
