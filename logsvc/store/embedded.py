@@ -21,9 +21,12 @@ What always holds:
 - Erasing writes the day anew without the hits, so that nothing of them stays on the disk.
 
 The names of index-only fields begin with an underscore: ``_us`` and ``_ing`` are ``@timestamp``
-and ``event.ingested`` in microseconds, ``_seq``, ``_id``, ``_unit`` and ``_dur`` are the entry's,
-``_labels`` holds ``KEY US VALUE`` for each label (US is U+001F), ``_words:F`` the words of keyword ``F``
-and ``_date:F`` the microseconds of date ``F``.
+and ``event.ingested`` in microseconds, ``_seq``, ``_unit`` and ``_dur`` are the entry's, ``_id`` is the
+first half of its id as a number, ``_labels`` holds ``KEY US VALUE`` for each label (US is U+001F),
+``_words:F`` the words of keyword ``F`` and ``_date:F`` the microseconds of date ``F``.
+
+Texts are handed over as their words, one space between them: what a word is (``query.tokenize``) is
+then one thing for every store, and costs a tenth of what a pattern costs inside tantivy.
 
 Not here: when to flush and expire (indexer.py), what a query means (query.py).
 """
@@ -40,7 +43,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ from tantivy import Occur, Query
 from logsvc import durable, faults
 from logsvc.errors import BadInput, QueryTooExpensive, SchemaMismatch, StoreUnavailable
 from logsvc.fields import FIELDS, LEVELS, MAX_TOKEN_CHARS, FieldType, resolve
-from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, indexable
+from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, tokenize
 from logsvc.records import Entry, stored_id
 from logsvc.store import (
     EXACT_TOTAL,
@@ -82,34 +84,62 @@ _SEPARATOR = "\x1f"
 _MAX_TERMS = 65_000  # the bucket limit of one aggregation in tantivy
 _TOP_VALUES = 100
 _REWRITE_BATCH = 5_000
+_SAME_NUMBER = 16  # records that share half an id; two are a coincidence of 1 in 10^19
 
 _DATES = tuple(f.name for f in FIELDS.values() if f.type is FieldType.DATE)
 _EXTRA_DATES = tuple(name for name in _DATES if name not in ("@timestamp", "event.ingested"))
 _DATE_FIELDS = {name: f"_date:{name}" for name in _EXTRA_DATES} | {"@timestamp": "_us", "event.ingested": "_ing"}
 _KEYWORD_TEXTS = tuple(f.name for f in FIELDS.values() if f.type is FieldType.KEYWORD_TEXT)
 _TEXTS = tuple(f.name for f in FIELDS.values() if f.type is FieldType.TEXT)
-_KEYWORDS = tuple(f.name for f in FIELDS.values() if f.type in (FieldType.KEYWORD, FieldType.KEYWORD_TEXT))
+_LISTS = tuple(f.name for f in FIELDS.values() if f.is_list)
+_LONGS = tuple(f.name for f in FIELDS.values() if f.type is FieldType.LONG)
+_KEYWORDS = tuple(
+    f.name for f in FIELDS.values() if f.type in (FieldType.KEYWORD, FieldType.KEYWORD_TEXT) and not f.is_list
+)
 
 _TANTIVY: str = tantivy.tantivy.__version__  # "tantivy v0.27.0, index_format v7"
 _ALL = Query.all_query()
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
-# What of a record must be prepared for the index; the rest tantivy reads from the record's bytes itself.
-_Prepared = msgspec.defstruct(
-    "_Prepared",
-    [
-        ("labels", dict[str, str] | None, None),
-        *(
-            (f"extra_{n}", str | None, msgspec.field(name=name, default=None))
-            for n, name in enumerate(_KEYWORD_TEXTS + _EXTRA_DATES)
-        ),
-    ],
-    gc=False,
-)
-_prepare = msgspec.json.Decoder(_Prepared).decode
-_EXTRA_FIELDS = tuple(f"_words:{name}" for name in _KEYWORD_TEXTS) + tuple(_DATE_FIELDS[name] for name in _EXTRA_DATES)
-_EXTRA_SLOTS = tuple(f"extra_{n}" for n in range(len(_EXTRA_FIELDS)))
+
+def _slots() -> list[tuple[str, Any, Any]]:
+    """Return the fields of ``_Document``: what is read of a record in its order, then what is made of it."""
+    slots: list[tuple[str, Any, str]] = []
+    for name, field in FIELDS.items():
+        match field.type:
+            case FieldType.LABELS:
+                slots.append(("labels", dict[str, str] | None, name))
+            case FieldType.LONG:
+                slots.append((_slot(name), int | None, name))
+            case FieldType.DATE if name not in _EXTRA_DATES:
+                pass  # the entry has it in microseconds
+            case FieldType.STORED:
+                pass
+            case _:
+                slots.append((_slot(name), list[str] | None if field.is_list else str | None, name))
+    slots += [(name, int | None, f"_{name}") for name in ("us", "ing", "seq", "id", "dur")]
+    slots += [("unit", str | None, "_unit"), ("src", str | None, "_src"), ("pairs", list[str] | None, "_labels")]
+    slots += [(f"words_{n}", str | None, f"_words:{name}") for n, name in enumerate(_KEYWORD_TEXTS)]
+    slots += [(f"date_{n}", int | None, _DATE_FIELDS[name]) for n, name in enumerate(_EXTRA_DATES)]
+    return [(slot, type_, msgspec.field(name=name, default=None)) for slot, type_, name in slots]
+
+
+def _slot(name: str) -> str:
+    return "of_" + name.replace(".", "_").replace("@", "")
+
+
+_Document: Any = msgspec.defstruct("_Document", _slots(), omit_defaults=True, gc=False)
+"""What the index gets of a record: decoded from its bytes, completed, encoded again."""
+
+_read = msgspec.json.Decoder(_Document).decode
+
+# Each from what is read to what is indexed in its place.
+_WORDS_OF = tuple((_slot(name), f"words_{n}") for n, name in enumerate(_KEYWORD_TEXTS))
+_DATES_OF = tuple((_slot(name), f"date_{n}") for n, name in enumerate(_EXTRA_DATES))
+_TEXT_SLOTS = tuple(_slot(name) for name in _TEXTS)
+_KEYWORD_SLOTS = tuple(_slot(name) for name in _KEYWORDS)
+_LIST_SLOTS = tuple(_slot(name) for name in _LISTS)
 
 
 class _EventId(msgspec.Struct, gc=False):
@@ -140,7 +170,7 @@ def _spec() -> _Spec:
     """Return each index field with its kind and properties, as the manifest keeps them."""
     spec: _Spec = {
         "_src": ("text", "stored"),
-        "_id": ("text", "raw"),
+        "_id": ("i64", "fast"),
         "_seq": ("i64", "fast"),
         "_us": ("i64", "fast"),
         "_ing": ("i64", "fast"),
@@ -148,17 +178,12 @@ def _spec() -> _Spec:
         "_unit": ("text", "raw", "fast"),
         "_labels": ("text", "raw", "fast"),
     }
-    for name in _KEYWORDS:
+    for name in (*_KEYWORDS, *_LISTS):
         spec[name] = ("text", "raw", "fast")
-    for name in _TEXTS:
-        spec[name] = ("text", "words")
-    for name in _KEYWORD_TEXTS:
-        spec[f"_words:{name}"] = ("text", "words")
-    for name in _EXTRA_DATES:
-        spec[_DATE_FIELDS[name]] = ("i64", "fast")
-    for field in FIELDS.values():
-        if field.type is FieldType.LONG:
-            spec[field.name] = ("i64", "fast")
+    for name in (*_TEXTS, *(f"_words:{name}" for name in _KEYWORD_TEXTS)):
+        spec[name] = ("text", "tokenized")
+    for name in (*_LONGS, *(_DATE_FIELDS[name] for name in _EXTRA_DATES)):
+        spec[name] = ("i64", "fast")
     return spec
 
 
@@ -170,16 +195,14 @@ def _schema() -> tantivy.Schema:
             builder.add_integer_field(name, fast=True)
         elif "stored" in properties:
             builder.add_text_field(name, stored=True, tokenizer_name="none", index_option="basic")
-        elif "words" in properties:
-            builder.add_text_field(name, tokenizer_name="words", index_option="position")
+        elif "tokenized" in properties:
+            builder.add_text_field(name, tokenizer_name="spaces", index_option="position")
         else:
             builder.add_text_field(name, fast="fast" in properties, tokenizer_name="raw", index_option="basic")
     return builder.build()
 
 
-_WORDS = (
-    tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.regex(r"[\p{L}\p{N}_]+")).filter(tantivy.Filter.lowercase()).build()
-)
+_SPACES = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build()
 # A text field is always indexed in tantivy-py; this makes it index nothing.
 _NONE = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.raw()).filter(tantivy.Filter.remove_long(1)).build()
 
@@ -191,55 +214,65 @@ def _manifest() -> dict[str, Any]:
 # Documents.
 
 
-@lru_cache(maxsize=8192)
-def _json_text(text: str) -> str:
-    return _encode(text).decode()
-
-
 def _label(key: str, value: str) -> str:
     # Ingest lets no control character into a key; a key asked for with one must not reach into a value.
     return key.replace(_SEPARATOR, "\ufffd") + _SEPARATOR + value
 
 
-def _document(entry: Entry) -> str:
-    """Return the JSON document of an entry: its index-only fields, then the record itself.
+# Every ASCII character that is in no word becomes a space; str.translate takes ten times as long.
+_ASCII_WORDS = bytes(ord(chr(n).lower()) if n < 128 and (chr(n).isalnum() or chr(n) == "_") else 32 for n in range(256))
+
+
+def _words(text: str) -> str:
+    """Return the tokens of ``text`` with spaces between them."""
+    if len(text) <= MAX_TOKEN_CHARS and text.isascii():
+        return text.encode().translate(_ASCII_WORDS).decode()
+    return " ".join(tokenize(text))
+
+
+def _number_of(id: str) -> int:
+    """Return the first half of a stored id as a number that an i64 column takes.
+
+    Raises:
+        ValueError: If it is no stored id.
+    """
+    if len(id) != 32:
+        raise ValueError(f"{id[:100]!r} is no stored id; expected 32 hex digits")
+    return int.from_bytes(bytes.fromhex(id[:16]), signed=True)
+
+
+def _document(entry: Entry) -> Any:
+    """Return the ``_Document`` of an entry; its JSON is what the index takes.
 
     Raises:
         ValueError: If the source is no JSON object of a record.
     """
-    source = entry.source.decode()
-    extra: Any = _prepare(entry.source)
-    head = [
-        f'{{"_us":{entry.time_us},"_ing":{entry.ingested_us},"_seq":{entry.seq},"_id":"{entry.id}",'
-        f'"_unit":{_json_text(entry.unit)},"_src":{_encode(source).decode()}'
-    ]
-    if entry.duration_bucket is not None:
-        head.append(f'"_dur":{entry.duration_bucket}')
-    if extra.labels:
-        head.append(f'"_labels":{_encode([_label(k, v) for k, v in extra.labels.items()]).decode()}')
-    for slot, name in zip(_EXTRA_SLOTS, _EXTRA_FIELDS, strict=True):
-        value = getattr(extra, slot)
-        if value is not None:
-            indexed = indexable(value) if name.startswith("_words") else parse_rfc3339(value) // 1000
-            head.append(f'"{name}":{_encode(indexed).decode()}')
-    if len(source) > MAX_TOKEN_CHARS or not (source.isascii() or indexable(source) is source):
-        source = _encode(_tamed(entry.source)).decode()
-    return f"{','.join(head)},{source[1:]}"
-
-
-def _tamed(source: bytes) -> dict[str, Any]:
-    """Return the record with what the index would take otherwise than ``tokenize``, or not at all, rewritten."""
-    record: dict[str, Any] = _decode(source)
-    for name in _TEXTS:
-        if name in record:
-            record[name] = indexable(record[name])
-    for name in _KEYWORDS:
-        value = record.get(name)
-        if isinstance(value, str):
-            record[name] = value[:MAX_TOKEN_CHARS]
-        elif value is not None:
-            record[name] = [item[:MAX_TOKEN_CHARS] for item in value]
-    return record
+    source = entry.source
+    document = _read(source)
+    document.us, document.ing, document.seq = entry.time_us, entry.ingested_us, entry.seq
+    document.id, document.unit, document.dur = _number_of(entry.id), entry.unit, entry.duration_bucket
+    document.src = source.decode()
+    if document.labels:
+        document.pairs = [_label(key, value) for key, value in document.labels.items()]
+    document.labels = None
+    for slot, words in _WORDS_OF:
+        if (text := getattr(document, slot)) is not None:
+            setattr(document, words, _words(text))
+    for slot, date in _DATES_OF:
+        if (text := getattr(document, slot)) is not None:
+            setattr(document, date, parse_rfc3339(text) // 1000)
+            setattr(document, slot, None)
+    for slot in _TEXT_SLOTS:
+        if (text := getattr(document, slot)) is not None:
+            setattr(document, slot, _words(text))
+    if len(source) > MAX_TOKEN_CHARS:
+        for slot in _KEYWORD_SLOTS:
+            if (text := getattr(document, slot)) is not None:
+                setattr(document, slot, text[:MAX_TOKEN_CHARS])
+        for slot in _LIST_SLOTS:
+            if (texts := getattr(document, slot)) is not None:
+                setattr(document, slot, [text[:MAX_TOKEN_CHARS] for text in texts])
+    return document
 
 
 # Queries.
@@ -439,7 +472,7 @@ class _Day:
             self.index = tantivy.Index(_schema(), str(self.path))
             # Reloading by hand costs no thread that watches the files.
             self.index.config_reader("manual")
-            self.index.register_tokenizer("words", _WORDS)
+            self.index.register_tokenizer("spaces", _SPACES)
             self.index.register_tokenizer("none", _NONE)
             self.reload()
         assert self.searcher is not None
@@ -512,6 +545,26 @@ class _View:
     day: _Day
     searcher: tantivy.Searcher
     compiler: _Compiler
+
+
+def _add(writer: tantivy.IndexWriter, document: Any) -> str | None:
+    """Hand a document to the writer; return why it will never take it, None if it did.
+
+    Raises:
+        ValueError: If the writer itself is broken.
+    """
+    try:
+        writer.add_json(_encode(document).decode())
+    except ValueError as exc:
+        if "could not be parsed" in str(exc) or "not valid JSON" in str(exc):
+            return f"the index does not take it: {exc}"
+        raise
+    return None
+
+
+def _is_stored(searcher: tantivy.Searcher, event_id: str) -> bool:
+    # The dictionary of terms answers in microseconds; it is exact because nothing is deleted in place.
+    return searcher.doc_freq("event.id", event_id) > 0
 
 
 class EmbeddedStore:
@@ -596,20 +649,27 @@ class EmbeddedStore:
                 if entry.seq <= day.appended_seq:
                     skipped += 1
                     continue
-                if entry.has_client_id:
-                    if entry.id in pending or self._is_stored(searcher, entry) or self._is_in_neighbour(day, entry):
-                        duplicates += 1
-                        continue
-                    pending.add(entry.id)
                 try:
-                    reason = self._add(writer, entry)
+                    document = _document(entry)
+                except (ValueError, msgspec.MsgspecError, BadInput) as exc:
+                    refused.append(Refusal(entry, f"not the JSON of a record: {exc}"))
+                    continue
+                event_id = document.of_event_id or ""
+                if entry.has_client_id and (
+                    entry.id in pending or _is_stored(searcher, event_id) or self._is_in_neighbour(day, entry, event_id)
+                ):
+                    duplicates += 1
+                    continue
+                try:
+                    reason = _add(writer, document)
                 except ValueError as exc:
                     self._abandon(day)
                     raise StoreUnavailable(f"cannot write to {day.path}: {exc}") from exc
                 if reason is not None:
                     refused.append(Refusal(entry, reason))
-                    pending.discard(entry.id)
                     continue
+                if entry.has_client_id:
+                    pending.add(entry.id)
                 appended += 1
                 day.is_dirty = True
                 day.appended_seq = entry.seq
@@ -621,36 +681,14 @@ class EmbeddedStore:
                 facts.max_ingested_us = max(facts.max_ingested_us, entry.ingested_us)
         return AppendResult(appended, duplicates, skipped, tuple(refused))
 
-    def _add(self, writer: tantivy.IndexWriter, entry: Entry) -> str | None:
-        """Hand the entry to the writer; return why it will never take it, None if it did.
-
-        Raises:
-            ValueError: If the writer itself is broken.
-        """
-        try:
-            document = _document(entry)
-        except (ValueError, msgspec.MsgspecError, BadInput) as exc:
-            return f"not the JSON of a record: {exc}"
-        try:
-            writer.add_json(document)
-        except ValueError as exc:
-            if "could not be parsed" in str(exc) or "not valid JSON" in str(exc):
-                return f"the index does not take it: {exc}"
-            raise
-        return None
-
-    def _is_stored(self, searcher: tantivy.Searcher, entry: Entry) -> bool:
-        # The dictionary of terms answers in microseconds; it is exact because nothing is deleted in place.
-        return searcher.doc_freq("_id", entry.id) > 0
-
-    def _is_in_neighbour(self, day: _Day, entry: Entry) -> bool:
+    def _is_in_neighbour(self, day: _Day, entry: Entry, event_id: str) -> bool:
         """Tell whether a record that took its time from its arrival arrived the day before, too."""
         if entry.time_us != entry.ingested_us:
             return False
         before = self._days[day.tenant].get(day.number - 1)
         if before is None:
             return False
-        return entry.id in before.pending or self._is_stored(self._open(before), entry)
+        return entry.id in before.pending or _is_stored(self._open(before), event_id)
 
     def _day_to_write(self, tenant: str, number: int) -> _Day:
         with self._lock:
@@ -920,10 +958,16 @@ class EmbeddedStore:
         return total
 
     def get(self, tenant: str, id: str) -> Hit | None:
-        wanted = Query.term_query(self._schema, "_id", id)
+        try:
+            number = _number_of(id)
+        except ValueError:
+            return None
         for view in self._views(tenant, Span(), order=Order.NEWEST_FIRST):
-            for position, address in self._sorted(view.searcher, wanted, "_seq", 1, Order.OLDEST_FIRST):
-                return self._hit(view.searcher, tenant, position, address)
+            wanted = view.compiler.between("_id", number, number)
+            for position, address in self._sorted(view.searcher, wanted, "_seq", _SAME_NUMBER, Order.OLDEST_FIRST):
+                hit = self._hit(view.searcher, tenant, position, address)
+                if hit.id == id:
+                    return hit
         return None
 
     # Counting
@@ -1042,7 +1086,7 @@ class EmbeddedStore:
             writer = fresh.index.writer(self._heap_bytes, 1)
             kept = Query.boolean_query([(Occur.Must, _ALL), (Occur.MustNot, gone)])
             for entry in self._entries(view, kept):
-                writer.add_json(_document(entry))
+                _add(writer, _document(entry))
             writer.commit()
             fresh.reload()
             # What was erased must not come back when the journal is replayed.
