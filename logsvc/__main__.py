@@ -480,6 +480,9 @@ def demo(
     store_url: Annotated[
         str | None, typer.Option("--store-url", help="An Elasticsearch to use in place of the embedded store.")
     ] = None,
+    days: Annotated[
+        float, typer.Option("--days", min=0.5, max=14, help="How many past days the programs relive first.")
+    ] = 2.0,
 ) -> None:
     """See it work: an application breaks, and a ticket says what, since when and why.
 
@@ -497,7 +500,7 @@ def demo(
             raise BadInput(f"--break {what}: expected one of {', '.join(kind.value for kind in Break)}") from None
         place = directory or Path(tempfile.mkdtemp(prefix="logsvc-demo-"))
         place.mkdir(parents=True, exist_ok=True)
-        raise typer.Exit(run(chosen, place.absolute(), store_url=store_url))
+        raise typer.Exit(run(chosen, place.absolute(), store_url=store_url, history_days=days))
 
 
 if __name__ == "__main__":

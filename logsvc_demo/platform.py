@@ -34,7 +34,7 @@ from shippers.batcher import Settings
 if TYPE_CHECKING:
     import loguru
 
-PERIODS_S = {"billing.charge": 12.0, "email.send": 4.0, "reports.summarize": 12.0}
+PERIODS_S = {"billing.charge": 15.0, "email.send": 5.0, "reports.summarize": 15.0}
 _MODELS = ("small-2", "large-1")
 
 _SCHEMA_1 = """

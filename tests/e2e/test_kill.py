@@ -86,7 +86,7 @@ def test_each_acknowledged_record_is_found_exactly_once_after_five_kills(own_ser
     )
     assert acknowledged
 
-    service.wait("every acknowledged record to be searchable", lambda: service.count() >= len(acknowledged), 120, 0.5)
+    service.wait("every acknowledged record to be searchable", lambda: service.count() >= len(acknowledged), 240, 0.5)
     found = Counter(record["event.id"] for record in service.walk())
     assert [id for id in acknowledged if found[id] == 0] == []
     assert [id for id, times in found.items() if times > 1] == []

@@ -183,7 +183,6 @@ class Bench:
         self.clock.now_us = us
         self.detection.wake()
 
-
     def wait_for_lag(self, seconds: float) -> None:
         """Wait until all but the last ``seconds`` is judged."""
         deadline = time.monotonic() + TIMEOUT_S
