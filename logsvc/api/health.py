@@ -15,17 +15,16 @@ from logsvc.keys import Scope
 router = APIRouter(tags=["service"])
 
 
-@router.api_route(
-    "/healthz", methods=["GET", "HEAD"], summary="Is the process alive?", responses={200: {"description": "It is."}}
-)
+@router.head("/healthz", include_in_schema=False)
+@router.get("/healthz", summary="Is the process alive?", responses={200: {"description": "It is."}})
 async def healthz() -> Response:
     """Answer as long as the process serves; needs no key."""
     return json_response({"status": "ok"})
 
 
-@router.api_route(
+@router.head("/readyz", include_in_schema=False)
+@router.get(
     "/readyz",
-    methods=["GET", "HEAD"],
     summary="Can it take and find records?",
     responses={200: {"description": "It can."}, 503: {"description": "It can't; the problem says why."}},
 )

@@ -32,6 +32,7 @@ def test_every_route_is_described_with_an_example_and_no_answer_that_is_never_gi
                     path
                 )
                 assert {"HTTPBearer": []} in operation["security"], path
+    assert "Duplicate Operation ID" not in embedded_service.log
 
 
 def test_every_example_of_a_parameter_is_accepted(embedded_service: ServiceProcess) -> None:
