@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from loguru import logger
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from logsvc.errors import LogsvcError, Overloaded, QuerySyntaxError, StoreUnavailable, Unauthenticated
 
@@ -38,6 +39,7 @@ def install(api: FastAPI) -> None:
     api.add_exception_handler(LogsvcError, _known)
     api.add_exception_handler(HTTPException, _http)
     api.add_exception_handler(RequestValidationError, _validation)
+    api.add_exception_handler(ClientDisconnect, _hung_up)
     api.add_exception_handler(Exception, _unknown)
 
 
@@ -83,6 +85,11 @@ def _validation(_request: Request, exc: Exception) -> Response:
         name = ".".join(str(part) for part in error["loc"][1:]) or "body"
         parts.append(f"{name}: {error['msg']}, got {str(error.get('input'))[:100]!r}")
     return problem(400, "; ".join(parts))
+
+
+def _hung_up(_request: Request, _exc: Exception) -> Response:
+    # Nobody is left to read it; but the request counts as the sender's mistake, not as ours.
+    return problem(400, "the connection ended before the body did; nothing of it was kept")
 
 
 def _unknown(request: Request, exc: Exception) -> Response:
