@@ -36,6 +36,7 @@ from logsvc import durable, replay, terminal
 from logsvc import journal as journals
 from logsvc.api import create_api
 from logsvc.api.services import Services
+from logsvc.api.upgrades import HttpProtocol
 from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.deadletters import DeadLetters
 from logsvc.detection import Detection
@@ -110,12 +111,12 @@ class Service:
             security = self._settings.security
             config = uvicorn.Config(
                 api,
+                http=HttpProtocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 date_header=True,
                 timeout_graceful_shutdown=10,
-                h11_max_incomplete_event_size=64 * 1024,
                 ssl_certfile=security.tls_cert,
                 ssl_keyfile=security.tls_key,
             )

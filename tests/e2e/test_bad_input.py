@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import random
 import socket
 
@@ -156,8 +157,29 @@ def test_a_dropped_connection_stores_nothing_half(embedded_service: ServiceProce
     # Whoever hangs up is no failure of the service: not in its log, nor in what alerts look at.
     cut = 'http_requests_total{method="POST",route="/api/v1/ingest",status="400"}'
     admin = {"Authorization": f"Bearer {embedded_service.make_key('admin')}"}
-    embedded_service.wait("the cut to be counted", lambda: cut in embedded_service.http.get("/metrics", headers=admin).text)
+    embedded_service.wait(
+        "the cut to be counted", lambda: cut in embedded_service.http.get("/metrics", headers=admin).text
+    )
     assert "ClientDisconnect" not in embedded_service.log
+
+
+def test_a_body_is_read_although_its_client_offers_http_2(embedded_service: ServiceProcess) -> None:
+    """Java's client offers it with each request, whose head and body may come in any pieces."""
+    body = b'{"message":"offered"}'
+    offer = (
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\nContent-Length: "
+    )
+    request = _head(embedded_service, f"{offer}{len(body)}") + body
+    with _connected(embedded_service) as raw:
+        reader = raw.makefile("rb")
+        for cuts in ((), (10,), (len(request) - 5,), (request.index(b"\r\n\r\n") + 2,), ()):
+            for start, end in itertools.pairwise((0, *cuts, len(request))):
+                raw.sendall(request[start:end])
+            assert reader.readline() == b"HTTP/1.1 202 Accepted\r\n"
+            while reader.readline() != b"\r\n":
+                pass
+            answer = b'{"accepted":1,"rejected":[]}'
+            assert reader.read(len(answer)) == answer
 
 
 def _connected(service: ServiceProcess) -> socket.socket:
