@@ -344,11 +344,8 @@ def constants(origin: Origin) -> dict[str, Any]:
 def _is_canonical(text: str) -> bool:
     """Tell whether a time that has been parsed is written as we would write it."""
     size = len(text)
-    if size == 20:
-        is_ours = text[-1] == "Z" and text[10] == "T"
-    else:
-        is_ours = size in (24, 27, 30) and text[-1] == "Z" and text[10] == "T" and text[19] == "."
-    return is_ours and text[17:19] != "60"
+    is_ours = size == 20 or (size in (24, 27, 30) and text[19] == ".")
+    return is_ours and text[-1] == "Z" and text[4:17:3] == "--T::" and text[17:19] != "60"
 
 
 def _time_of_id(event_id: str | None, now_us: int) -> int | None:

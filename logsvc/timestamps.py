@@ -13,6 +13,7 @@ Not here: which times are believable (ingest.py).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import threading
@@ -35,9 +36,26 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Anything the formats below do not fit is refused; digits are ASCII digits only.
 _RFC3339 = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"([0-9]{4}[-/][0-9]{2}[-/][0-9]{2})"
     r"(?:[Tt ]([0-9]{2}:[0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]{1,30}))?)?)?"
-    r" ?(Z|z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?\Z"
+    r" ?(Z|z|UTC|GMT|[+-][0-9]{2}(?::?[0-9]{2})?)?\Z"
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_CLOCK = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+# Each is written again as RFC 3339 and read as that.
+_OTHER_FORMS = tuple(
+    re.compile(pattern + r"\Z")
+    for pattern in (
+        # 20241225T130000Z: ISO 8601 without punctuation.
+        r"(?P<year>[0-9]{4})(?P<month>[0-9]{2})(?P<day>[0-9]{2})T"
+        r"(?P<hour>[0-9]{2})(?P<minute>[0-9]{2})(?P<second>[0-9]{2})(?P<rest>.{0,40})",
+        # Wed, 25 Dec 2024 13:00:00 GMT: HTTP and mail. 25/Dec/2024:13:00:00 +0000: web servers' logs.
+        r"(?:[A-Z][a-z]{2}, )?(?P<day>[0-9]{1,2})[ /-](?P<month>[A-Z][a-z]{2})[ /-](?P<year>[0-9]{4})[ :]"
+        rf"{_CLOCK}(?P<rest>.{{0,40}})",
+        # Wed Dec 25 13:00:00 2024: C's ctime, and date's with its zone.
+        rf"[A-Z][a-z]{{2}} (?P<month>[A-Z][a-z]{{2}}) {{1,2}}(?P<day>[0-9]{{1,2}}) {_CLOCK}"
+        r"(?P<rest>| UTC| GMT) (?P<year>[0-9]{4})",
+    )
 )
 _NUMBER = re.compile(r"[+-]?[0-9]{1,30}(?:\.[0-9]{0,30})?(?:[eE][+-]?[0-9]{1,2})?\Z")
 _RELATIVE = re.compile(r"now(?:([+-])([0-9a-z.]{1,40}))?(?:/([smhd]))?\Z")
@@ -99,6 +117,8 @@ def _bad_time(value: object) -> BadInput:
 @lru_cache(maxsize=4096)
 def _second(prefix: str) -> int:
     """Seconds since 1970 of ``YYYY-MM-DDTHH:MM:SS``. Cached: records of one second share it."""
+    if prefix[4::3] != "--T::":  # ISO 8601 has other forms of that length: 2024-W52-3T13:00:00
+        raise ValueError(prefix)
     moment = datetime.fromisoformat(prefix)
     return (moment.toordinal() - 719_163) * 86_400 + moment.hour * 3_600 + moment.minute * 60 + moment.second
 
@@ -109,8 +129,8 @@ _SCALE: tuple[int, ...] = tuple(10 ** (9 - digits) for digits in range(10))
 def parse_rfc3339(text: str) -> int:
     """Return the nanoseconds since 1970 that ``text`` names.
 
-    Lenient where senders are: a space or ``t`` for ``T``, a comma for the point, an offset with or
-    without colon, none at all (then UTC), a date alone, a leap second. Digits past the ninth are
+    Lenient where senders are: a space or ``t`` for ``T``, a comma for the point, slashes in the date,
+    an offset with or without colon, none at all (then UTC), a date alone, a leap second. Digits past the ninth are
     cut.
 
     Raises:
@@ -141,7 +161,7 @@ def parse_rfc3339(text: str) -> int:
     if second == "60":
         second, leap = "59", 1
     try:
-        seconds = _second(f"{date}T{minute or '00:00'}:{second}") + leap
+        seconds = _second(f"{date.replace('/', '-')}T{minute or '00:00'}:{second}") + leap
     except ValueError:
         raise _bad_time(text) from None
     if offset is not None and offset[0] in "+-":
@@ -184,7 +204,10 @@ def parse_epoch(value: int | float | Decimal) -> int:
 
 
 def parse_timestamp(value: object) -> int:
-    """Return the nanoseconds since 1970 that a sender's value names: RFC 3339, or an epoch as number or text.
+    """Return the nanoseconds since 1970 that a sender's value names.
+
+    RFC 3339, an epoch as number or text, or a form whose year, month and day cannot be mistaken:
+    ISO 8601 without punctuation, the forms of HTTP, mail, web servers' logs and ``ctime``.
 
     Raises:
         BadInput: If it is neither.
@@ -196,12 +219,27 @@ def parse_timestamp(value: object) -> int:
             text = value.strip()
             if _NUMBER.match(text):
                 return parse_epoch(_decimal(text))
-            if text != value:
-                return parse_rfc3339(text)
+            rewritten = _as_rfc3339(text)
+            if rewritten != value:
+                with contextlib.suppress(BadInput):
+                    return parse_rfc3339(rewritten)
             raise
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return parse_epoch(value)
     raise _bad_time(value)
+
+
+def _as_rfc3339(text: str) -> str:
+    """Return a time of another form as RFC 3339; what is of no known form comes back as it was."""
+    match = next(filter(None, (form.match(text) for form in _OTHER_FORMS)), None)
+    if match is None:
+        return text
+    part = match.groupdict()
+    month = part["month"]
+    if month in _MONTHS:
+        month = f"{_MONTHS.index(month) + 1:02d}"
+    clock = f"{part['hour']}:{part['minute']}:{part['second']}"
+    return f"{part['year']}-{month}-{part['day']:0>2}T{clock}{part['rest']}"
 
 
 def _decimal(text: str) -> Decimal:

@@ -44,6 +44,8 @@ YEARS_1_TO_9999_NS = st.integers(-62_135_596_800 * NS, 253_402_300_800 * NS - 1)
         ("2024-12-25T11:00:00-02", 0),
         ("2024-12-25T12:59:60Z", 0),
         ("2024-12-25", -13 * 3600 * NS),
+        ("2024/12/25 13:00:00.5", 500_000_000),
+        ("2024-12-25 13:00:00 GMT", 0),
     ],
 )
 def test_rfc_3339_is_read_as_senders_write_it(text: str, ns: int) -> None:
@@ -51,10 +53,36 @@ def test_rfc_3339_is_read_as_senders_write_it(text: str, ns: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "ns"),
+    [
+        ("20241225T130000Z", 0),
+        ("20241225T140000.123456789+0100", 123_456_789),
+        ("Wed, 25 Dec 2024 13:00:00 GMT", 0),
+        ("Wed, 25 Dec 2024 14:00:00 +0100", 0),
+        ("25 Dec 2024 13:00:00", 0),
+        ("25/Dec/2024:14:00:00 +0100", 0),
+        ("25-Dec-2024 13:00:00.250 UTC", 250_000_000),
+        ("Wed Dec 25 13:00:00 2024", 0),
+        ("Wed Dec 25 13:00:00 UTC 2024", 0),
+        ("Sun Dec  1 13:00:00 2024", -24 * 86_400 * NS),
+    ],
+)
+def test_forms_that_cannot_be_mistaken_are_read(text: str, ns: int) -> None:
+    assert parse_timestamp(text) == CHRISTMAS * NS + ns
+
+
+@pytest.mark.parametrize(
     "value",
     [
         "",
         "25/12/2024",
+        "2024-W52-3T13:00:00Z",
+        "2024-12-25T13:00+01Z",
+        "2024-12-25T130000.0Z",
+        "2024-12-25T13:00:00 CET",
+        "Wed, 25 Dez 2024 13:00:00 GMT",
+        "31 Feb 2024 13:00:00",
+        "Dec 25 13:00:00",
         "not-a-date",
         "2024-13-01T00:00:00Z",
         "2024-02-30T00:00:00Z",
