@@ -44,23 +44,25 @@ _INT64 = 2**63
 
 _LEVEL_WORDS: dict[str, tuple[str, int]] = {level: (level, number) for level, number in fields.LEVELS.items()}
 for _name, _words in {
-    "trace": "finest finer t",
-    "debug": "verbose fine dbg d",
-    "info": "information informational inf i log",
+    "trace": "finest finer silly t",
+    "debug": "verbose fine config dbg debu debug1 debug5 d",
+    "info": "information informational inf i log note http",
     "warn": "warning wrn w",
-    "error": "err severe eror failure e",
+    "error": "err severe eror erro failure e",
     "fatal": "critical crit alert emerg emergency panic dpanic f c",
 }.items():
     _LEVEL_WORDS |= dict.fromkeys(_words.split(), (_name, fields.LEVELS[_name]))
 _LEVEL_WORDS |= {"success": ("info", 10), "notice": ("info", 10)}
-# Loguru's and logging's numbers; each begins its level.
+# Below ten stand syslog's numbers (RFC 5424); only 5, its notice, is left to loguru's TRACE.
+_SYSLOG_NUMBERS = {0: "fatal", 1: "fatal", 2: "fatal", 3: "error", 4: "warn", 6: "info", 7: "debug"}
+# Loguru's, logging's and pino's numbers; each begins its level.
 _PYTHON_NUMBERS = ((50, "fatal"), (40, "error"), (30, "warn"), (20, "info"), (10, "debug"), (1, "trace"))
 
 
 @lru_cache(maxsize=1024)
 def _level(text: str) -> tuple[str, int, str | None] | None:
     """Return level, severity and, if it tells more, the original of a level's text; None if unknown."""
-    word = text.strip().lower()
+    word = text.strip(" \t[]<>():").lower()
     known = _LEVEL_WORDS.get(word)
     if known is None and word.isascii() and word.isdigit() and len(word) < 4:
         known = _numeric_level(int(word))
@@ -75,6 +77,9 @@ def _level(text: str) -> tuple[str, int, str | None] | None:
 def _numeric_level(number: float) -> tuple[str, int] | None:
     if number == 25:  # loguru's SUCCESS
         return "info", 10
+    if number in _SYSLOG_NUMBERS:
+        level = _SYSLOG_NUMBERS[int(number)]
+        return level, fields.LEVELS[level]
     for limit, level in _PYTHON_NUMBERS:
         if number >= limit:
             return level, fields.LEVELS[level]
@@ -260,10 +265,7 @@ class Draft:
         elif name in _URLS:
             text = text.partition("?")[0]
         if len(text) > MAX_LABEL_CHARS:
-            # Masked before it is cut, so that the cut cannot hide half a secret from the pattern.
-            text, count = redact.mask(text)
-            self.secrets += count
-            text = text[:MAX_LABEL_CHARS]
+            text = self.shortened(text)
             self.flag(f"labels.{name}")
         self.texts.append(text)
         self.labels[name] = text
@@ -278,6 +280,14 @@ class Draft:
                 if found.attribute in self.values:
                     raise _Collision
                 found.handler(self, found, leaf)
+
+    def shortened(self, text: str) -> str:
+        """Return a label's text within its bound."""
+        if len(text) > MAX_LABEL_CHARS:
+            # Masked before it is cut, so that the cut cannot hide half a secret from the pattern.
+            text, count = redact.mask(text)
+            self.secrets += count
+        return text[:MAX_LABEL_CHARS]
 
     def put(self, name: str, attribute: str, text: str) -> None:
         """Set a keyword."""
@@ -461,6 +471,9 @@ def _log_level(draft: Draft, target: _Target, value: Any) -> None:
         # loguru writes {"name": …, "no": …}
         value = value.get("name") or value.get("no")
         kind = type(value)
+    elif kind is list and len(value) == 1:
+        value = value[0]
+        kind = type(value)
     known = None
     if kind is str:
         known = _level(value) if len(value) <= 32 else None
@@ -470,7 +483,7 @@ def _log_level(draft: Draft, target: _Target, value: Any) -> None:
     if known is None:
         if value == "" or value is None:
             return
-        draft.put("log.level_original", "log_level_original", _clean(_text_of(value))[0][:MAX_LABEL_CHARS])
+        draft.put("log.level_original", "log_level_original", draft.shortened(_clean(_text_of(value))[0]))
         draft.flag(target.name)
         return
     level, severity, original = known
@@ -553,7 +566,7 @@ def _tags(draft: Draft, target: _Target, value: Any) -> None:
             draft.dropped += len(tags) - MAX_LABELS
             draft.flag(target.name)
             break
-        text, _ = _clean(_text_of(tag)[:MAX_LABEL_CHARS])
+        text = draft.shortened(_clean(_text_of(tag))[0])
         if text:
             kept.append(text)
     draft.values[target.attribute] = kept

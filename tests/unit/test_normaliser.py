@@ -192,6 +192,14 @@ def test_what_only_the_service_sets_no_sender_can(name: str) -> None:
         (40, "error", 17, "40"),
         ("50", "fatal", 21, "50"),
         (5, "trace", 1, "5"),
+        (0, "fatal", 21, "0"),
+        ("3", "error", 17, "3"),
+        (4, "warn", 13, "4"),
+        (6, "info", 9, "6"),
+        (7.0, "debug", 5, "7.0"),
+        ("<3>", "error", 17, "<3>"),
+        ("[ERROR]", "error", 17, "[ERROR]"),
+        (["error"], "error", 17, None),
         ({"name": "WARNING", "no": 30}, "warn", 13, "WARNING"),
     ],
 )
@@ -514,6 +522,13 @@ def test_a_value_under_a_secret_key_is_masked_whole() -> None:
 
 def test_what_the_shipper_masked_is_counted_too() -> None:
     assert record_of({"message": "mail ann@example.com", "ingest.redactions": 2})["ingest.redactions"] == 3
+
+
+@pytest.mark.parametrize("key", ["tags", "level", "note"])
+def test_a_secret_at_the_cut_of_a_short_value_is_masked_before_the_cut(key: str) -> None:
+    stored = entry_of({key: "x " * 509 + "ann.other@example.org"}).source
+    assert b"ann.other" not in stored
+    assert b"[emai" in stored
 
 
 def test_a_secret_at_the_cut_of_a_message_is_masked_before_the_cut() -> None:
