@@ -346,10 +346,11 @@ def keys_revoke(
 @contextmanager
 def _keys(settings: Any) -> Iterator[Any]:
     from logsvc.keys import Keys
+    from logsvc.lock import make_data_dir
     from logsvc.state import open_state
     from logsvc.timestamps import system_clock
 
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_data_dir(settings.data_dir)
     state = open_state(settings.state.url)
     try:
         yield Keys(state, system_clock)

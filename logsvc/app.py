@@ -101,7 +101,6 @@ class Service:
             LogsvcError: If something stops the start.
         """
         settings = self._settings
-        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._stack:
             self._stack.enter_context(DataDirectoryLock.acquire(settings.data_dir))
             # Bound before anything is opened: a port in use must not cost a recovery.

@@ -17,9 +17,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from logsvc.errors import DataDirectoryLocked
+from logsvc.errors import DataDirectoryLocked, SettingsError
 
 _FILE = "lock"
+
+
+def make_data_dir(data_dir: Path) -> None:
+    """Make the directory, for its owner alone, unless it is there.
+
+    Raises:
+        SettingsError: If that cannot be.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise _unusable(data_dir, exc) from exc
+
+
+def _unusable(data_dir: Path, exc: OSError) -> SettingsError:
+    return SettingsError(
+        f"cannot use {data_dir} as the data directory: {exc.strerror or exc}; "
+        "set LOGSVC_DATA_DIR to a directory in which this user may write"
+    )
 
 
 class DataDirectoryLock:
@@ -34,10 +53,14 @@ class DataDirectoryLock:
 
         Raises:
             DataDirectoryLocked: If another process holds it; names that process.
+            SettingsError: If there can be no such directory, or nothing can be written there.
         """
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_data_dir(data_dir)
         path = data_dir / _FILE
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise _unusable(data_dir, exc) from exc
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:

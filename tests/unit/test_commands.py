@@ -240,6 +240,15 @@ def test_a_tenant_of_a_key_obeys_the_rule_of_the_setting(tenant: str) -> None:
     assert "at most 63 of a-z" in setting.stderr
 
 
+@pytest.mark.parametrize("command", [["serve"], ["keys", "list"], ["keys", "create", "--scope", "read"]])
+def test_a_data_directory_that_cannot_be_is_one_sentence(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run(*command, LOGSVC_DATA_DIR=str(tmp_path / "file"))
+    assert result.exit_code == Exit.REFUSED
+    assert "set LOGSVC_DATA_DIR to a directory" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_dead_letters_of_nothing_are_none() -> None:
     assert msgspec.json.decode(run("deadletters", "list", "-o", "json").stdout) == {"deadletters": []}
     assert run("deadletters", "show", "x").exit_code == Exit.MISSING

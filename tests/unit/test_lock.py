@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from logsvc.errors import DataDirectoryLocked
+from logsvc.errors import DataDirectoryLocked, SettingsError
 from logsvc.lock import DataDirectoryLock
 
 _HOLDER = """
@@ -41,3 +41,11 @@ def test_a_second_process_is_told_who_the_first_is_and_may_start_when_that_was_k
 def test_the_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
     with DataDirectoryLock.acquire(tmp_path / "data"):
         assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "directory"])
+def test_a_directory_that_cannot_be_is_named_with_the_way_out(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "directory" / "lock").mkdir(parents=True)
+    with pytest.raises(SettingsError, match=rf"cannot use .*{place} as the data directory: .*set LOGSVC_DATA_DIR"):
+        DataDirectoryLock.acquire(tmp_path / place)
