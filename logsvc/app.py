@@ -167,6 +167,8 @@ class Service:
 
         journal = Journal.open(settings.data_dir / journals.DIRECTORY, max_bytes=settings.journal.max_bytes)
         stack.callback(journal.close)
+        if is_checked:
+            _go_on_after(store, journal)
         journal.on_fsync = lambda seconds: telemetry.observe("journal_fsync_seconds", seconds)
         dead_letters = DeadLetters.open(settings.data_dir / DEAD_LETTERS)
         stack.callback(dead_letters.close)
@@ -358,6 +360,22 @@ class _Expiry:
         if dropped:
             logger.info("dropped {} days of records past their retention", dropped)
         self.days += dropped
+
+
+def _go_on_after(store: Store, journal: Journal) -> None:
+    """See to it that no number is given twice when the journal was lost, or an older copy put back.
+
+    A store skips numbers that it has, taking them for a replay, and a tail begins where the journal ends.
+    """
+    stored = store.last_seq()
+    if stored > journal.last_seq:
+        logger.warning(
+            "the store has record {}, the journal ends at {}: it was lost or is an older copy; "
+            "records that were only in it are gone, new ones go on from there",
+            stored,
+            journal.last_seq,
+        )
+        journal.advance_past(stored)
 
 
 def _indexed(indexer: Indexer) -> dict[str, float]:

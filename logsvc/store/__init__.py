@@ -230,6 +230,10 @@ class Store(Protocol):
         """
         ...
 
+    def last_seq(self) -> int:
+        """Return the highest ``seq`` of any record, perhaps of one since erased; 0 if there never was one."""
+        ...
+
     def tenants(self) -> list[str]:
         """Return every tenant that has records."""
         ...

@@ -836,6 +836,17 @@ class ElasticStore:
                 )
         return counts
 
+    def last_seq(self) -> int:
+        self._ask("POST", f"/{self._alias}/_refresh?ignore_unavailable=true", timeout_s=60)
+        body: Json = {
+            "query": {"match_all": {}},
+            "size": 1,
+            "sort": [{"logsvc.seq": "desc"}],
+            "track_total_hits": False,
+        }
+        hits = self._search(body, Span(), 30.0).hits.hits
+        return _hit(hits[0]).position.seq if hits else 0
+
     def tenants(self) -> list[str]:
         sources = {"tenant": {"terms": {"field": "data_stream.namespace"}}}
         return [bucket["key"]["tenant"] for bucket in self._composite({"match_all": {}}, sources, Span(), None)]

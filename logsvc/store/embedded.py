@@ -1053,6 +1053,10 @@ class EmbeddedStore:
 
     # Tenants, erasing, retention
 
+    def last_seq(self) -> int:
+        with self._lock:
+            return max((day.appended_seq for days in self._days.values() for day in days.values()), default=0)
+
     def tenants(self) -> list[str]:
         with self._lock:
             return sorted(

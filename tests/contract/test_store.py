@@ -135,6 +135,15 @@ def test_what_is_appended_again_after_a_restart_is_skipped(store_factory: Callab
     assert walk(after) == positions(entries)
 
 
+def test_the_last_sequence_is_known_after_a_restart(store_factory: Callable[[], Store]) -> None:
+    before = store_factory()
+    assert before.last_seq() == 0
+    put(before, [make_entry(7, T0 + DAY_US), make_entry(9, T0), make_entry(2**52, T0, tenant="other")])
+    assert before.last_seq() == 2**52
+    before.close()
+    assert store_factory().last_seq() == 2**52
+
+
 def test_an_empty_batch_is_nothing(store: Store) -> None:
     assert put(store, []) == AppendResult()
     assert store.search("default", ALL) == Page((), None)

@@ -6,20 +6,38 @@ Not here: kills at each named point between two steps (test_crash.py).
 from __future__ import annotations
 
 import itertools
+import shutil
 import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 
+from tests.e2e.conftest import running
 from tests.support.service import ServiceProcess
 
 KILLS = 5
 BATCH = 1_000
 SECONDS_BETWEEN_KILLS = 2.0
+
+
+def test_a_lost_journal_costs_no_record_that_comes_after_it(tmp_path: Path) -> None:
+    with running(tmp_path) as service:
+        service.use(service.make_key())
+        service.ingest({"message": f"before {number}"} for number in range(20))
+        service.wait("the records", lambda: service.count("before") == 20)
+        service.kill()
+        shutil.rmtree(service.data_dir / "journal")
+        (service.data_dir / "indexer.checkpoint").unlink(missing_ok=True)
+        service.start()
+        service.ingest({"message": f"after {number}"} for number in range(10))
+        service.wait("the new records", lambda: service.count("after") == 10)
+        assert service.count("before") == 20
+        assert "the journal ends at 0: it was lost" in service.log
 
 
 class Sender(threading.Thread):
