@@ -563,6 +563,13 @@ def test_what_cannot_be_used_is_refused_with_a_reason(item: Item, code: str) -> 
     assert not refusal.is_accepted
 
 
+@pytest.mark.parametrize("unit", [b"pin=1 ", b"a@b.co ", "漢".encode(), b"\xff", b"\t", b'\\"'])
+def test_a_record_within_its_bound_is_taken_however_long_masks_and_repairs_make_it(unit: bytes) -> None:
+    room = 1024 * 1024 - len(b'{"message":""}')
+    entry = entry_of(b'{"message":"' + unit * (room // len(unit)) + b'"}')
+    assert len(entry.source) < 4 * 1024 * 1024
+
+
 def test_a_refusal_never_repeats_what_was_sent() -> None:
     assert "hunter2" not in str(refusal_of(b'{"password": "hunter2'))
 
