@@ -7,11 +7,13 @@ and running writes neither skip nor repeat a record.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -21,10 +23,10 @@ from fastapi.responses import Response, StreamingResponse
 from logsvc import query as language
 from logsvc.api.auth import Reader
 from logsvc.api.services import Services, ServicesDep
-from logsvc.errors import BadInput, NotFound, StoreUnavailable
+from logsvc.errors import BadInput, NotFound, Overloaded, StoreUnavailable
 from logsvc.fields import FieldType, resolve
 from logsvc.records import flatten, stored_id
-from logsvc.store import MAX_BUCKETS, MAX_PAGE_ROWS, Hit, Order, Position, Span
+from logsvc.store import MAX_BUCKETS, MAX_PAGE_ROWS, Order, Page, Position, Span
 from logsvc.timestamps import Clock, format_duration, format_us, parse_duration, parse_time
 
 router = APIRouter(prefix="/api/v1", tags=["records"])
@@ -32,7 +34,7 @@ router = APIRouter(prefix="/api/v1", tags=["records"])
 MAX_INTERVAL_US = 3_650 * 86_400_000_000
 TAIL_POLL_S = 0.4
 TAIL_KEEPALIVE_S = 15.0
-MAX_TAILS = 100
+MAX_TAILS = 200
 _NICE_INTERVALS_S = (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 7 * 86400)
 
 Q = Annotated[
@@ -281,11 +283,12 @@ def record(services: ServicesDep, reader: Reader, id: str) -> Response:
 async def tail(request: Request, services: ServicesDep, reader: Reader, q: Q = "") -> Response:
     """Stream what is accepted from now on and matches ``q``, within two seconds of its arrival."""
     node = language.parse(q, now_us=services.clock())
-    if services.tails >= MAX_TAILS:
-        raise StoreUnavailable(f"{MAX_TAILS} tails are running, as many as are allowed; end one and try again")
-    after_seq = services.journal.last_seq
+    own, free = services.tails[reader.tenant], MAX_TAILS - services.tails.total()
+    # A tenant may have as many as it leaves free, so that there is always one for the next tenant.
+    if own >= free:
+        raise Overloaded(f"{own} tails of this tenant are running, as many as it may have now; end one and try again")
     return StreamingResponse(
-        _follow(request, services, reader.tenant, node, after_seq),
+        _follow(request, services, reader.tenant, node, services.journal.last_seq),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -294,43 +297,40 @@ async def tail(request: Request, services: ServicesDep, reader: Reader, q: Q = "
 async def _follow(
     request: Request, services: Services, tenant: str, node: language.Node, after_seq: int
 ) -> AsyncIterator[bytes]:
-    services.tails += 1
+    """Walk, again and again, over what has become searchable since the last walk; never more than a page in memory."""
+    loop = asyncio.get_running_loop()
+    services.tails[tenant] += 1
     try:
         yield b": following\n\n"
-        ahead: set[int] = set()  # sent already although beyond after_seq: a refresh ran between two looks
+        until = after_seq  # how far this walk goes
+        after: Position | None = None  # where its last page ended
         quiet_since = time.monotonic()
         while not (services.stopping.is_set() or await request.is_disconnected()):
-            until = services.indexer.searchable_seq
+            if after is None:
+                until = services.indexer.searchable_seq
             if until > after_seq:
-                try:
-                    hits = await asyncio.to_thread(_since, services, tenant, node, after_seq)
-                except StoreUnavailable:
-                    hits = []
-                    until = after_seq
-                for hit in hits:
-                    seq = hit.position.seq
-                    if seq not in ahead:
-                        ahead.add(seq)
-                        quiet_since = time.monotonic()
-                        yield b"id: %d\ndata: %s\n\n" % (seq, msgspec.json.encode(flatten(hit.source)))
-                after_seq = until
-                ahead = {seq for seq in ahead if seq > after_seq}
+                look = partial(_page_since, services, tenant, node, after_seq, after)
+                with contextlib.suppress(StoreUnavailable):  # the same page is asked for again
+                    page = await loop.run_in_executor(services.tail_threads, look)
+                    for hit in page.hits:
+                        if hit.position.seq <= until:  # a refresh ran since; the next walk comes to the others
+                            quiet_since = time.monotonic()
+                            yield b"id: %d\ndata: %s\n\n" % (hit.position.seq, msgspec.json.encode(flatten(hit.source)))
+                    after = page.next
+                    if after is not None:
+                        continue
+                    after_seq = until
             if time.monotonic() - quiet_since > TAIL_KEEPALIVE_S:
                 quiet_since = time.monotonic()
                 yield b": still here\n\n"
             await asyncio.sleep(TAIL_POLL_S)
     finally:
-        services.tails -= 1
+        services.tails[tenant] -= 1
+        if not services.tails[tenant]:
+            del services.tails[tenant]
 
 
-def _since(services: Services, tenant: str, node: language.Node, after_seq: int) -> list[Hit]:
-    hits: list[Hit] = []
-    after: Position | None = None
-    while True:
-        page = services.store.search(
-            tenant, node, limit=MAX_PAGE_ROWS, after=after, order=Order.OLDEST_FIRST, min_seq=after_seq + 1
-        )
-        hits.extend(page.hits)
-        after = page.next
-        if after is None:
-            return hits
+def _page_since(services: Services, tenant: str, node: language.Node, after_seq: int, after: Position | None) -> Page:
+    return services.store.search(
+        tenant, node, limit=MAX_PAGE_ROWS, after=after, order=Order.OLDEST_FIRST, min_seq=after_seq + 1
+    )

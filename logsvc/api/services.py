@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -26,7 +28,7 @@ MAX_CONCURRENT_SEARCHES = 24
 
 @dataclass(slots=True)
 class Services:
-    """What routes lean on. ``tails`` counts the streams that run; ``stopping`` ends them."""
+    """What routes lean on. ``tails`` counts each tenant's streams; ``stopping`` ends them."""
 
     ingest: Ingest
     journal: Journal
@@ -40,7 +42,9 @@ class Services:
     tenant: str  # the service's own, LOGSVC_TENANT
     stopping: threading.Event
     acks_from_store: bool = False
-    tails: int = 0
+    tails: Counter[str] = field(default_factory=Counter)
+    # Threads of their own, so that no number of tails ever keeps ingest waiting.
+    tail_threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "tail"))
     _search_slots: threading.BoundedSemaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(MAX_CONCURRENT_SEARCHES)
     )
