@@ -38,11 +38,13 @@ PLACEHOLDERS = (EMAIL, CARD, SECRET, JWT)
 # A word that makes a key secret wherever it stands in it: db_password, X-Client-Secret-2.
 _SECRET_WORDS = frozenset(
     """
-    password passwords passwd passwds passwort passphrase passphrases passcode pwd pwds pass secret secrets credential credentials apikey apikeys
+    password passwords passwd passwds passwort passphrase passphrases passcode pwd pwds pw pass secret secrets credential credentials apikey apikeys
     authorization cookie cookies jwt bearer sessionid sessid phpsessid jsessionid cvv cvc cvv2 ssn otp totp
     accesskey secretkey privatekey authtoken accesstoken refreshtoken idtoken clientsecret
     """.split()
 )
+# Endings of such words: dbpassword, PGPASSWORD.
+_SECRET_ENDINGS = ("password", "passwd", "passphrase", "secret", "apikey")
 # A word that does so only at the end: access_token, but not token_count or max_tokens.
 _SECRET_LAST_WORDS = frozenset({"token", "authtoken", "pin"})
 # Several of them hold secrets, unless the value is a number: tokens=512 is a count.
@@ -64,6 +66,8 @@ _ABOUT = frozenset(
     per at in
     """.split()
 )
+# After a dot these make it a file of source: Password.java:12.
+_SOURCE_FILES = frozenset("c cc cpp cs ex go java js jsx kt php py rb rs scala swift ts tsx vue".split())
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 
@@ -79,11 +83,13 @@ def is_secret_key(name: str) -> bool:
     words = _words(name)
     if not words:
         return False
-    outer = name.rpartition(".")[0]
+    outer, _, end = name.rpartition(".")
+    if outer and end in _SOURCE_FILES:
+        return False
     if outer and words[-1] not in _ABOUT and is_secret_key(outer):
         return True  # api_key.value: what stands inside a secret is one
     last = words[-1]
-    if last in _SECRET_LAST_WORDS:
+    if last in _SECRET_LAST_WORDS or last.endswith("token"):
         return last != "pin" or len(words) == 1
     before = words[-2] if len(words) > 1 else ""
     if last == "key":
@@ -94,7 +100,7 @@ def is_secret_key(name: str) -> bool:
         return False
     if last == "sid":
         return before == "connect"
-    return any(word in _SECRET_WORDS for word in words)
+    return any(word in _SECRET_WORDS or word.endswith(_SECRET_ENDINGS) for word in words)
 
 
 def _words(name: str) -> list[str]:
@@ -133,7 +139,7 @@ _MIN_CARD = b"0" * 13
 
 def _might_hold_key(text: str) -> bool:
     """Tell whether a key that is_secret_key accepts may stand in ``text`` before a value."""
-    if "=" not in text and ":" not in text and ">" not in text and "--" not in text:
+    if "=" not in text and ":" not in text and ">" not in text and "--" not in text and "%" not in text:
         return False
     lower = text.lower()
     return (
@@ -142,7 +148,7 @@ def _might_hold_key(text: str) -> bool:
         or "token" in lower
         or "key" in lower
         or "auth" in lower
-        or "pwd" in lower
+        or "pw" in lower
         or "cookie" in lower
         or "sess" in lower
         or "credential" in lower
@@ -176,6 +182,9 @@ def _might_hold_access_key(text: str) -> bool:
         or "ghs_" in text
         or "github_pat_" in text
         or "lsk_" in text
+        or "sk-" in text
+        or "glpat-" in text
+        or "npm_" in text
     )
 
 
@@ -214,7 +223,9 @@ _JWT = re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}(?:
 _CREDENTIAL = re.compile(r"(?<![A-Za-z0-9])((?i:bearer|basic)[ \t]{1,8})([A-Za-z0-9._~+/-]{4,}={0,3})")
 _ACCESS_KEY = re.compile(
     r"(?<![A-Za-z0-9_])(?:(?:AKIA|ASIA)[0-9A-Z]{16}|gh[pos]_[A-Za-z0-9]{20,255}|github_pat_[A-Za-z0-9_]{20,255}"
-    r"|xox[abeoprs]-[A-Za-z0-9-]{10,255}|[rs]k_live_[A-Za-z0-9]{10,255}|lsk_[A-Za-z0-9_]{28,60}|AIza[A-Za-z0-9_-]{35})(?![A-Za-z0-9_])"
+    r"|xox[abeoprs]-[A-Za-z0-9-]{10,255}|[rs]k_live_[A-Za-z0-9]{10,255}|lsk_[A-Za-z0-9_]{28,60}|AIza[A-Za-z0-9_-]{35}"
+    r"|sk-(?:(?:ant|proj|svcacct)-[A-Za-z0-9_-]{16,255}|[A-Za-z0-9]{32,255})|glpat-[A-Za-z0-9_-]{20,255}|npm_[A-Za-z0-9]{36})"
+    r"(?![A-Za-z0-9_])"
 )
 _EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]+(?:@|%40)((?:[\w-]+\.){1,32}(?:xn--[\w-]+|[^\W\d_]{2,}))")
 # What an "@" with a dotted end is as well: systemd units, images for dense screens, frames of scripts.
@@ -229,7 +240,7 @@ _CARD = re.compile(
 
 _KEY = re.compile(
     r"(?<![A-Za-z0-9_.$-])([A-Za-z0-9_.$-]+)"
-    r"((?:\\{0,8}[\"'`])?\]?(?:[ \t]{0,8}(?:=>|:=|==|[=:])\s{0,8}|[ \t]{1,8}|>))"
+    r"((?:\\{0,8}[\"'`])?\]?(?:[ \t]{0,8}(?:=>|:=|==|[=:]|%3[DdAa])\s{0,8}|,[ \t]{0,8}(?=\\{0,8}[\"'`])|[ \t]{1,8}|>))"
 )
 _BARE_VALUE = re.compile(
     r"(?:[^\s,;&\"'`]+|[,;&](?!\s|\Z|[\"'`]|[\w.$-]{1,64}[ ]?[=:])|[\"'`](?![\s,;:&)}\]]|\Z)){1,256}"
@@ -343,7 +354,9 @@ def _pair(match: re.Match[str]) -> str:
 
 
 def _email(match: re.Match[str]) -> str:
-    return match.group() if _NO_DOMAIN.search(match.group(1)) else EMAIL
+    # git@github.com:team/project is where a project lies.
+    is_place = match.group().startswith("git@") or _NO_DOMAIN.search(match.group(1))
+    return match.group() if is_place else EMAIL
 
 
 def _credential(match: re.Match[str]) -> str:
@@ -399,8 +412,8 @@ def _mask_keys(text: str) -> tuple[str, int]:
 
 
 def _names_secret(text: str, at: int, name: str, separator: str) -> bool:
-    if "=" not in separator and ":" not in separator and ">" not in separator:
-        # "--password hunter2" is a value; "password reset" is prose.
+    if not any(sign in separator for sign in "=:>%"):
+        # "--password hunter2" and ['--password', 'hunter2'] are values; "password reset" is prose.
         if not name.startswith("--"):
             return False
     elif separator.endswith(">") and not separator.endswith("=>") and text[at - 1 : at] != "<":
