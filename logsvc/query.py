@@ -308,6 +308,8 @@ class _Parser:
         field_name = self._take_field()
         if field_name is not None:
             return self._field(field_name, start)
+        if self.text.startswith('":', start - 1) and start:
+            self._fail("a field's name is not quoted", start, r"write name:value, and a space in a label's key as \ ")
         return self._words(WORD_FIELDS, self._lexeme())
 
     def _parenthesised(self, start: int) -> Node:

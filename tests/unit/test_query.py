@@ -151,6 +151,8 @@ def test_a_query_parses_to_its_tree_and_back(text: str, tree: Node) -> None:
         ("labels.x:>3", 9, "exact string"),
         ("labels.x:[1 TO 2]", 9, "exact string"),
         ("labels:x", 0, "labels.KEY"),
+        ('labels."a b":x', 12, "not quoted"),
+        ('"service":billing', 9, "not quoted"),
         ("message:>a", 8, "not compared"),
         ("event.original:x", 0, "cannot be searched"),
         ("pid:x", 4, "not a number"),
