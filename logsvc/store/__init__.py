@@ -91,6 +91,21 @@ class Bucket:
     by: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Facets:
+    """How often each value of a field occurs among the hits.
+
+    ``values`` are the most frequent, most first, ties by value; ``other`` sums the rest of them and
+    ``missing`` counts hits without the field. A hit with several values counts for each. Unless
+    ``is_exact``, a count may be too low and a rare value may stand where a more frequent one should.
+    """
+
+    values: tuple[tuple[str, int], ...] = ()
+    other: int = 0
+    missing: int = 0
+    is_exact: bool = True
+
+
 class Dimension(Enum):
     """What ``window_counts`` counts, for each unit and step of event time."""
 
@@ -208,6 +223,23 @@ class Store(Protocol):
 
         Raises:
             QueryTooExpensive: If there would be more than ``MAX_BUCKETS`` buckets.
+        """
+        ...
+
+    def facets(
+        self,
+        tenant: str,
+        query: Node,
+        span: Span = Span(),
+        *,
+        field: str,
+        limit: int = 10,
+        prefix: str = "",
+        timeout_s: float = 5.0,
+    ) -> Facets:
+        """Return the ``limit`` most frequent values of ``field``, as ``histogram`` takes it.
+
+        With a ``prefix`` only hits and values that begin with it count, and nothing is ``missing``.
         """
         ...
 

@@ -53,6 +53,7 @@ from logsvc.store import (
     AppendResult,
     Bucket,
     Dimension,
+    Facets,
     Hit,
     Order,
     Page,
@@ -767,8 +768,7 @@ class ElasticStore:
         per_interval = {"histogram": {"field": "logsvc.us", "interval": interval_us, "min_doc_count": 1}}
         aggs: Json = {"buckets": per_interval}
         if by is not None:
-            frequent = [{"_count": "desc"}, {"_key": "asc"}]
-            aggs["top"] = {"terms": {"field": by, "size": TOP_VALUES, "shard_size": 10_000, "order": frequent}}
+            aggs["top"] = _most_frequent(by, TOP_VALUES)
         body: Json = {"query": _filtered(tenant, span, asked), "size": 0, "track_total_hits": False, "aggs": aggs}
         found = self._search(body, span, timeout_s).aggregations
         if not found:
@@ -781,11 +781,7 @@ class ElasticStore:
         if found["top"]["doc_count_error_upper_bound"] == 0:
             values = [bucket["key"] for bucket in found["top"]["buckets"]]
         else:
-            counts: Counter[str] = Counter()
-            sources = {"key": {"terms": {"field": by}}}
-            for bucket in self._composite(body["query"], sources, span, deadline):
-                counts[bucket["key"]["key"]] += bucket["doc_count"]
-            values = sorted(counts, key=lambda value: (-counts[value], value))[:TOP_VALUES]
+            values = [value for value, _ in self._ranked(body["query"], by, span, deadline)[:TOP_VALUES]]
         per_value: Json = {"none": {"missing": {"field": by}}, "all": {"value_count": {"field": by}}}
         if values:
             per_value["top"] = {"terms": {"field": by, "include": values, "size": len(values)}}
@@ -808,6 +804,49 @@ class ElasticStore:
                     split["*"] = split.get("*", 0) + rest
                 result.append(Bucket(int(bucket["key"]), bucket["doc_count"], split))
         return result
+
+    def facets(
+        self,
+        tenant: str,
+        query: Node,
+        span: Span = Span(),
+        *,
+        field: str,
+        limit: int = 10,
+        prefix: str = "",
+        timeout_s: float = 5.0,
+    ) -> Facets:
+        """Return the values as the protocol says: exact, unless counting all of them takes too long."""
+        deadline = time.monotonic() + timeout_s
+        asked = compile_query(And((query, Prefix(field, prefix))) if prefix else query)
+        wanted = _filtered(tenant, span, asked)
+        aggs: Json = {
+            "top": _most_frequent(field, limit),
+            "all": {"value_count": {"field": field}},
+            "none": {"missing": {"field": field}},
+        }
+        body: Json = {"query": wanted, "size": 0, "track_total_hits": False, "aggs": aggs}
+        found = self._search(body, span, timeout_s).aggregations
+        if not found:
+            return Facets()
+        top = [(bucket["key"], bucket["doc_count"]) for bucket in found["top"]["buckets"]]
+        total, is_exact = found["all"]["value"], found["top"]["doc_count_error_upper_bound"] == 0
+        known = resolve(field)
+        # A hit of a prefix may have other values beside the one that it was found by.
+        has_others = bool(prefix) and known is not None and known.is_list
+        if not is_exact or has_others:
+            with suppress(QueryTooExpensive):
+                ranked = [item for item in self._ranked(wanted, field, span, deadline) if item[0].startswith(prefix)]
+                top, total, is_exact = ranked[:limit], sum(count for _, count in ranked), True
+        top = [item for item in top if item[0].startswith(prefix)]
+        return Facets(tuple(top), total - sum(count for _, count in top), found["none"]["doc_count"], is_exact)
+
+    def _ranked(self, query: Json, field: str, span: Span, deadline: float) -> list[tuple[str, int]]:
+        """Return every value of ``field`` among the hits with its count, the most frequent first."""
+        counts: Counter[str] = Counter()
+        for bucket in self._composite(query, {"key": {"terms": {"field": field}}}, span, deadline):
+            counts[bucket["key"]["key"]] += bucket["doc_count"]
+        return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
     def window_counts(
         self,
@@ -1086,6 +1125,11 @@ def _chunks(lines: Iterable[tuple[str, Entry]]) -> Iterator[list[tuple[str, byte
         size += len(document) + 100
     if chunk:
         yield chunk
+
+
+def _most_frequent(name: str, size: int) -> Json:
+    order = [{"_count": "desc"}, {"_key": "asc"}]
+    return {"terms": {"field": name, "size": size, "shard_size": 10_000, "order": order}}
 
 
 def _sliced(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

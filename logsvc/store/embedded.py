@@ -62,6 +62,7 @@ from logsvc.store import (
     AppendResult,
     Bucket,
     Dimension,
+    Facets,
     Hit,
     Order,
     Page,
@@ -985,7 +986,10 @@ class EmbeddedStore:
         deadline = _Deadline(timeout_s)
         if span.start_us is not None and span.end_us is not None:
             _check_buckets((span.end_us - 1) // interval_us - span.start_us // interval_us + 1, interval_us)
-        top = None if by is None else self._top_values(tenant, query, span, by, deadline)
+        top = None
+        if by is not None:
+            ranked = _ranked(self._value_counts(tenant, query, span, by, "", deadline))
+            top = [value for value, _ in ranked[:_TOP_VALUES]]
         counts: Counter[int] = Counter()
         split: dict[int, Counter[str]] = {}
         for view in self._views(tenant, span):
@@ -1011,22 +1015,41 @@ class EmbeddedStore:
             buckets.append(Bucket(start, count, by_value))
         return buckets
 
-    def _top_values(self, tenant: str, query: Node, span: Span, by: str, deadline: _Deadline) -> list[str]:
-        """Return the most frequent values of ``by``, at most ``_TOP_VALUES``."""
-        field, _ = _term(by, "")
-        key = _label(by.removeprefix("labels."), "") if field == "_labels" else ""
-        totals: Counter[str] = Counter()
+    def facets(
+        self,
+        tenant: str,
+        query: Node,
+        span: Span = Span(),
+        *,
+        field: str,
+        limit: int = 10,
+        prefix: str = "",
+        timeout_s: float = 5.0,
+    ) -> Facets:
+        deadline = _Deadline(timeout_s)
+        counts = self._value_counts(tenant, query, span, field, prefix, deadline)
+        top = _ranked(counts)[:limit]
+        other = counts.total() - sum(count for _, count in top)
+        missing = 0 if prefix else self.count(tenant, And((query, Not(Exists(field)))), span, timeout_s=timeout_s)
+        return Facets(tuple(top), other, missing)
+
+    def _value_counts(
+        self, tenant: str, query: Node, span: Span, field: str, prefix: str, deadline: _Deadline
+    ) -> Counter[str]:
+        """Return how often each value of ``field`` that begins with ``prefix`` occurs among the hits."""
+        key, _ = _term(field, "")
+        label = _label(field.removeprefix("labels."), "") if key == "_labels" else ""
+        terms = _terms_of(key)
+        if label or prefix:
+            terms["include"] = f"{_regex_literal(label + prefix)}(?s:.*)"
+        counts: Counter[str] = Counter()
         for view in self._views(tenant, span):
             deadline.check()
             wanted = _all([view.compiler.compile(query), self._within(view, "_us", span)])
-            terms: dict[str, Any] = {"field": field, "size": _MAX_TERMS, "segment_size": _MAX_TERMS}
-            if key:
-                terms["include"] = f"(?s:{_regex_literal(key)}.*)"
             for found in _aggregated(view, wanted, {"by": {"terms": terms}}):
                 for bucket in found["by"]["buckets"]:
-                    totals[bucket["key"].removeprefix(key)] += bucket["doc_count"]
-        ranked = sorted(totals.items(), key=lambda item: (-item[1], item[0]))
-        return [value for value, _ in ranked[:_TOP_VALUES]]
+                    counts[bucket["key"].removeprefix(label)] += bucket["doc_count"]
+        return counts
 
     def window_counts(
         self,
@@ -1226,6 +1249,10 @@ _DIMENSION_FIELDS: dict[int | None, dict[Dimension, str]] = {
     LEVELS["warn"]: {Dimension.TEMPLATE: "log.template.id"},
     LEVELS["error"]: {Dimension.CUSTOMER_ERROR: "organization.id", Dimension.VERSION_ERROR: "service.version"},
 }
+
+
+def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _terms_of(field: str) -> dict[str, Any]:

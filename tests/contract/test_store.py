@@ -15,7 +15,7 @@ import pytest
 from logsvc.errors import QueryTooExpensive
 from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, parse
 from logsvc.records import Entry, stored_id
-from logsvc.store import EXACT_TOTAL, AppendResult, Dimension, Order, Page, Position, Span, Store
+from logsvc.store import EXACT_TOTAL, AppendResult, Dimension, Facets, Order, Page, Position, Span, Store
 from tests.support import oracle
 from tests.support.records import DAY_US, T0, make_entry
 
@@ -296,6 +296,40 @@ def test_get_finds_by_id_within_the_tenant_only(store: Store) -> None:
     assert hit.position.seq == 5
     assert store.get("default", stored_id("other", "x")) is None
     assert store.get("default", "no such id") is None
+
+
+# Facets.
+
+
+def test_facets_count_each_value_of_a_field_the_most_frequent_first(store: Store) -> None:
+    put(store, [*RECORDS, make_entry(20, T0, tenant="other", level="fatal")])
+    assert store.facets("default", ALL, field="log.level") == Facets((("info", 6), ("error", 2), ("warn", 1)))
+    assert store.facets("default", ALL, field="log.level", limit=1) == Facets((("info", 6),), other=3)
+    assert store.facets("default", ALL, field="labels.k") == Facets((("V", 1), ("v", 1)), missing=7)
+    assert store.facets("default", ALL, field="service.version") == Facets((("", 1),), missing=8)
+    of_hits = store.facets("default", parse("level:>=warn", T0), Span(T0, T0 + DAY_US), field="log.level")
+    assert of_hits == Facets((("error", 2), ("warn", 1)))
+    assert store.facets("nobody", ALL, field="log.level") == Facets()
+
+
+def test_facets_of_a_prefix_are_its_values_alone(store: Store) -> None:
+    tags = [["red", "rot"], ["red", "blue"], ["blue"], []]
+    labels = [{"k": "v.1"}, {"k": "v.2"}, {"k": "vx1"}, {"k2": "v.1"}]
+    put(store, [make_entry(n, T0, tags=tags[n], labels=labels[n], service=f"shop{n % 2}") for n in range(1, 4)])
+    put(store, [make_entry(9, T0, tags=tags[0], labels=labels[0], service="web")])
+    assert store.facets("default", ALL, field="tags", prefix="r") == Facets((("red", 2), ("rot", 1)))
+    assert store.facets("default", ALL, field="tags", prefix="r", limit=1) == Facets((("red", 2),), other=1)
+    assert store.facets("default", ALL, field="labels.k", prefix="v.") == Facets((("v.1", 1), ("v.2", 1)))
+    assert store.facets("default", ALL, field="service.name", prefix="shop1") == Facets((("shop1", 2),))
+    assert store.facets("default", ALL, field="service.name", prefix="Shop") == Facets()
+
+
+def test_facets_of_many_rare_values_are_exact(store: Store) -> None:
+    names = [f"s{n * 7919 % 400}" for n in range(1, 1_200)]
+    put(store, [make_entry(n, T0 + n % 3 * DAY_US, service=name) for n, name in enumerate(names, 1)])
+    truth = sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
+    found = store.facets("default", ALL, field="service.name", limit=50)
+    assert found == Facets(tuple(truth[:50]), other=sum(count for _, count in truth[50:]))
 
 
 # Histogram.
