@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from logsvc.api.auth import Anyone, Reader
+from logsvc.api.parameters import json_response
 from logsvc.api.problems import problem
-from logsvc.api.records import json_response
 from logsvc.api.services import ServicesDep
 from logsvc.errors import Forbidden
 from logsvc.keys import Scope

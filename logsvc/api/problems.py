@@ -83,6 +83,9 @@ def _validation(_request: Request, exc: Exception) -> Response:
     parts = []
     for error in exc.errors():
         name = ".".join(str(part) for part in error["loc"][1:]) or "body"
+        if error["type"] == "missing":
+            parts.append(f"the parameter {name} is missing; add {name}=…")
+            continue
         parts.append(f"{name}: {error['msg']}, got {str(error.get('input'))[:100]!r}")
     return problem(400, "; ".join(parts))
 

@@ -14,7 +14,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query, Request
@@ -22,12 +22,12 @@ from fastapi.responses import Response, StreamingResponse
 
 from logsvc import query as language
 from logsvc.api.auth import Reader
+from logsvc.api.parameters import EXAMPLE_RECORD, From, Q, To, example, found, json_response, keyword_field, span_of
 from logsvc.api.services import Services, ServicesDep
-from logsvc.errors import BadInput, NotFound, Overloaded, StoreUnavailable
-from logsvc.fields import FieldType, resolve
-from logsvc.records import flatten, stored_id
+from logsvc.errors import BadInput, Overloaded, StoreUnavailable
+from logsvc.records import flatten
 from logsvc.store import MAX_BUCKETS, MAX_PAGE_ROWS, Order, Page, Position, Span
-from logsvc.timestamps import Clock, format_duration, format_us, parse_duration, parse_time
+from logsvc.timestamps import format_duration, format_us, parse_duration
 
 router = APIRouter(prefix="/api/v1", tags=["records"])
 
@@ -36,34 +36,6 @@ TAIL_POLL_S = 0.4
 TAIL_KEEPALIVE_S = 15.0
 MAX_TAILS = 200
 _NICE_INTERVALS_S = (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 7 * 86400)
-
-Q = Annotated[
-    str,
-    Query(
-        description='Words, "phrases", field:value, field:*, prefix*, field:>=10, [a TO b], AND OR NOT, parentheses. '
-        "Empty finds everything.",
-        examples=['level:>=error task:"billing.charge"', "timeout AND NOT service:web"],
-    ),
-]
-From = Annotated[
-    str | None,
-    Query(alias="from", description="Inclusive start: RFC 3339 or relative.", examples=["now-15m"]),
-]
-To = Annotated[
-    str | None,
-    Query(alias="to", description="Exclusive end: RFC 3339 or relative.", examples=["2026-01-31T12:00:00Z"]),
-]
-
-_RECORD = {
-    "@timestamp": "2026-01-31T12:00:00.123456Z",
-    "event.id": "01KG9M3V7X2N4P6R8T0V2X4Z6B",
-    "log.level": "error",
-    "message": "charge failed",
-    "service.name": "billing",
-    "task.name": "billing.charge",
-    "labels.order": "17",
-}
-
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -78,31 +50,6 @@ class _Cursor(msgspec.Struct, array_like=True, frozen=True):
     total: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     is_exact: bool
     binding: bytes
-
-
-def json_response(body: object) -> Response:
-    """Return ``body`` as JSON."""
-    return Response(msgspec.json.encode(body), media_type="application/json")
-
-
-def _example(body: object) -> dict[int | str, dict[str, Any]]:
-    return {
-        200: {"content": {"application/json": {"example": body}}},
-        400: {"description": "A parameter or the query is wrong; the problem says where."},
-        401: {"description": "No key, or an unknown one."},
-        403: {"description": "The key lacks the scope `read`."},
-    }
-
-
-def _span(start: str | None, end: str | None, clock: Clock) -> Span:
-    now_us = clock()
-    span = Span(
-        parse_time(start, now_us) if start else None,
-        parse_time(end, now_us) if end else None,
-    )
-    if span.start_us is not None and span.end_us is not None and span.start_us > span.end_us:
-        raise BadInput(f"from ({start}) lies after to ({end})")
-    return span
 
 
 def _binding(tenant: str, q: str, order: Order) -> bytes:
@@ -127,8 +74,8 @@ def _decode(text: str, binding: bytes) -> _Cursor:
 @router.get(
     "/search",
     summary="Search records",
-    responses=_example(
-        {"records": [_RECORD], "next_cursor": "mNMAB…", "total": {"value": 1, "relation": "eq"}, "took_ms": 3}
+    responses=example(
+        {"records": [EXAMPLE_RECORD], "next_cursor": "mNMAB…", "total": {"value": 1, "relation": "eq"}, "took_ms": 3}
     ),
 )
 def search(
@@ -153,7 +100,7 @@ def search(
         span = Span(place.start_us, place.end_us)
         after: Position | None = Position(place.time_us, place.seq)
     else:
-        place, after, span = None, None, _span(start, end, services.clock)
+        place, after, span = None, None, span_of(start, end, services.clock)
     with services.searching():
         page = services.store.search(
             reader.tenant, node, span, limit=limit, after=after, order=order, count_total=place is None
@@ -173,11 +120,11 @@ def search(
     )
 
 
-@router.get("/count", summary="Count records", responses=_example({"count": 42}))
+@router.get("/count", summary="Count records", responses=example({"count": 42}))
 def count(services: ServicesDep, reader: Reader, q: Q = "", start: From = None, end: To = None) -> Response:
     """Return the exact number of hits; over all time without ``from``."""
     node = language.parse(q, now_us=services.clock())
-    span = _span(start, end, services.clock)
+    span = span_of(start, end, services.clock)
     with services.searching():
         return json_response({"count": services.store.count(reader.tenant, node, span)})
 
@@ -185,7 +132,7 @@ def count(services: ServicesDep, reader: Reader, q: Q = "", start: From = None, 
 @router.get(
     "/histogram",
     summary="Count records over time",
-    responses=_example(
+    responses=example(
         {
             "interval": "1m",
             "buckets": [{"start": "2026-01-31T12:00:00Z", "count": 3, "by": {"info": 2, "error": 1}}],
@@ -205,8 +152,8 @@ def histogram(
 ) -> Response:
     """Return the buckets that hold records, oldest first; over all time without ``from``."""
     node = language.parse(q, now_us=services.clock())
-    by_name = _keyword(by) if by else None
-    span = _span(start, end, services.clock)
+    by_name = keyword_field("by", by) if by else None
+    span = span_of(start, end, services.clock)
     # Without both ends the data's own ends bound the buckets.
     first = (
         span.start_us if span.start_us is not None else _edge(services, reader.tenant, node, span, Order.OLDEST_FIRST)
@@ -231,15 +178,6 @@ def histogram(
     return json_response({"interval": format_duration(timedelta(microseconds=width_us)), "buckets": rows})
 
 
-def _keyword(name: str) -> str:
-    field = resolve(name)
-    if field is None:
-        raise BadInput(f"by={name}: no such field; an application's own attribute is labels.{name}")
-    if field.type not in (FieldType.KEYWORD, FieldType.KEYWORD_TEXT, FieldType.LABELS) or field.name == "labels":
-        raise BadInput(f"by={name}: {field.name} is no keyword field; take one such as log.level or labels.KEY")
-    return field.name
-
-
 def _edge(services: Services, tenant: str, node: language.Node, span: Span, order: Order) -> int | None:
     hits = services.store.search(tenant, node, span, limit=1, order=order).hits
     return hits[0].position.time_us if hits else None
@@ -260,13 +198,10 @@ def _nice_interval_us(length_us: int) -> int:
     return _NICE_INTERVALS_S[-1] * 1_000_000 * (1 + length_us // (1000 * _NICE_INTERVALS_S[-1] * 1_000_000))
 
 
-@router.get("/records/{id:path}", summary="One record", responses=_example(_RECORD))
+@router.get("/records/{id:path}", summary="One record", responses=example(EXAMPLE_RECORD))
 def record(services: ServicesDep, reader: Reader, id: str) -> Response:
     """Return the record whose ``event.id`` (or stored id) is ``id``."""
-    hit = services.store.get(reader.tenant, stored_id(reader.tenant, id)) or services.store.get(reader.tenant, id)
-    if hit is None:
-        raise NotFound(f"no record has the event.id {id[:200]!r}")
-    return json_response(flatten(hit.source))
+    return json_response(flatten(found(services.store, reader.tenant, id).source))
 
 
 @router.get(

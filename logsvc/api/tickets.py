@@ -16,8 +16,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from logsvc.api.auth import Reader
+from logsvc.api.parameters import json_response
 from logsvc.api.problems import is_browser
-from logsvc.api.records import json_response
 from logsvc.api.services import ServicesDep
 from logsvc.errors import NotFound
 from logsvc.terminal import few, moment, step_s
