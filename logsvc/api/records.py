@@ -17,7 +17,7 @@ from functools import partial
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from logsvc import query as language
@@ -210,20 +210,34 @@ def record(services: ServicesDep, reader: Reader, id: str) -> Response:
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "Server-sent events: `id` is the journal's sequence, `data` one record as JSON.",
+            "description": "Server-sent events: `data` is one record as JSON, `id` a place to go on from.",
             "content": {"text/event-stream": {"example": 'id: 17\ndata: {"message":"charge failed"}\n\n'}},
         }
     },
 )
-async def tail(request: Request, services: ServicesDep, reader: Reader, q: Q = "") -> Response:
-    """Stream what is accepted from now on and matches ``q``, within two seconds of its arrival."""
+async def tail(
+    request: Request,
+    services: ServicesDep,
+    reader: Reader,
+    q: Q = "",
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=2**63 - 1, description="The last `id` seen: go on after it, not from now.")
+    ] = None,
+) -> Response:
+    """Stream what is accepted from now on and matches ``q``, within two seconds of its arrival.
+
+    After a broken connection send ``Last-Event-ID``, as browsers do by themselves: nothing is
+    skipped, and the records of the last moment may come again.
+    """
     node = language.parse(q, now_us=services.clock())
     own, free = services.tails[reader.tenant], MAX_TAILS - services.tails.total()
     # A tenant may have as many as it leaves free, so that there is always one for the next tenant.
     if own >= free:
         raise Overloaded(f"{own} tails of this tenant are running, as many as it may have now; end one and try again")
+    now_seq = services.journal.last_seq
+    start = now_seq if last_event_id is None else min(last_event_id, now_seq)
     return StreamingResponse(
-        _follow(request, services, reader.tenant, node, services.journal.last_seq),
+        _follow(request, services, reader.tenant, node, start),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -236,7 +250,7 @@ async def _follow(
     loop = asyncio.get_running_loop()
     services.tails[tenant] += 1
     try:
-        yield b": following\n\n"
+        yield b"id: %d\n: following\n\n" % after_seq
         until = after_seq  # how far this walk goes
         after: Position | None = None  # where its last page ended
         quiet_since = time.monotonic()
@@ -250,11 +264,13 @@ async def _follow(
                     for hit in page.hits:
                         if hit.position.seq <= until:  # a refresh ran since; the next walk comes to the others
                             quiet_since = time.monotonic()
-                            yield b"id: %d\ndata: %s\n\n" % (hit.position.seq, msgspec.json.encode(flatten(hit.source)))
+                            # A walk goes by time, so only its end is a place to go on from.
+                            yield b"id: %d\ndata: %s\n\n" % (after_seq, msgspec.json.encode(flatten(hit.source)))
                     after = page.next
                     if after is not None:
                         continue
                     after_seq = until
+                    yield b"id: %d\n\n" % after_seq
             if time.monotonic() - quiet_since > TAIL_KEEPALIVE_S:
                 quiet_since = time.monotonic()
                 yield b": still here\n\n"

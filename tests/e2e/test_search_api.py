@@ -106,6 +106,40 @@ def test_records_with_one_timestamp_are_walked_once_each_under_writes(service: S
     assert set(ids) <= set(walked)
 
 
+def test_a_tail_goes_on_after_the_last_event_that_was_seen(service: ServiceProcess) -> None:
+    headers = dict(service.http.headers)
+
+    def followed(n: int, last_id: str | None = None) -> tuple[list[str], str]:
+        """Return the messages of a stream that breaks after ``n`` records, and its last id."""
+        more = {} if last_id is None else {"Last-Event-ID": last_id}
+        seen: list[str] = []
+        with (
+            httpx.Client(base_url=service.url, headers=headers, timeout=30, trust_env=False) as http,
+            http.stream("GET", "/api/v1/tail", headers=more) as stream,
+        ):
+            for line in stream.iter_lines():
+                if line.startswith("id: "):
+                    last_id = line[4:]
+                if line == ": following" and n == 0:
+                    break
+                if line.startswith("data: "):
+                    seen.append(msgspec.json.decode(line[6:])["message"])
+                    if len(seen) == n:
+                        break
+        assert last_id is not None
+        return seen, last_id
+
+    _, start = followed(0)
+    service.ingest([{"message": f"while away {n}", "time": f"2026-01-31T12:00:0{9 - n}Z"} for n in range(5)])
+    _wait_for(service, 5)
+    seen, last = followed(3, start)
+    assert seen == [f"while away {n}" for n in (4, 3, 2)]
+    seen, _ = followed(5, last)
+    assert set(seen) == {f"while away {n}" for n in range(5)}, "the walk had not ended, so all of it comes again"
+    answer = service.http.get("/api/v1/tail", headers={"Last-Event-ID": "yesterday"})
+    assert answer.status_code == 400
+
+
 def test_a_tail_shows_a_record_within_two_seconds(service: ServiceProcess) -> None:
     seen: list[tuple[float, str]] = []
     ready, done = threading.Event(), threading.Event()

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from fastapi import Request
 
@@ -80,9 +81,10 @@ def test_a_slow_reader_is_read_for_page_by_page_and_loses_nothing(
         seen: list[int] = []
         services.indexer.searchable_seq = count
         async for event in records._follow(Connected(), services, "default", MatchAll(), 0):
-            if not event.startswith(b"id: "):
+            _, _, data = event.partition(b"data: ")
+            if not data:
                 continue
-            seen.append(int(event[4:].split(b"\n")[0]))
+            seen.append(int(msgspec.json.decode(data)["event.id"].removeprefix("e")))
             if len(seen) == 5:
                 assert store.searches == 1
                 store.put(count + 1, count + 50)  # while it reads
