@@ -35,8 +35,8 @@ from loguru import logger
 from logsvc import durable, replay, terminal
 from logsvc import journal as journals
 from logsvc.api import create_api
+from logsvc.api.connections import HttpProtocol
 from logsvc.api.services import Services
-from logsvc.api.upgrades import HttpProtocol
 from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.deadletters import DeadLetters
 from logsvc.detection import Detection

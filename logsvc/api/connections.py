@@ -1,27 +1,63 @@
-"""Upgrades: requests that offer another protocol than HTTP/1.1, read as what they are without it.
+"""Connections: what uvicorn's reading of HTTP/1.1 lacks.
 
-Java's client offers HTTP/2 (``Upgrade: h2c``) with every request in the clear. A server that does
-not take it up answers as if nothing had been offered; but the parser leaves what follows such a
-head to the other protocol, and the body would be lost. So the head is parsed again without the
-offer. Nothing here speaks another protocol, WebSocket included.
+*Offers of another protocol are not heard.* Java's client offers HTTP/2 (``Upgrade: h2c``) with every
+request in the clear. A server that does not take it up answers as if nothing had been offered; but
+the parser leaves what follows such a head to the other protocol, and the body would be lost. So the
+head is parsed again without the offer. Nothing here speaks another protocol, WebSocket included.
 
-Not here: what a request means (the routes).
+*Who stalls is left.* A client that stops in the middle of a request would hold its connection, and
+the memory of what it sent, for ever.
+
+Not here: what a request means (the routes), how much a body may have (protocols/bodies.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+STALLED_AFTER_S = 60.0
+"""How long a client may take for the next bytes of a request that it has begun."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Uvicorn's protocol, deaf to offers of others."""
+    """Uvicorn's protocol; see the module."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.parser = _Parser(self)  # type: ignore[assignment]  # behaves as one
+        self._heard_at = self.loop.time()
+        self._stall_check: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Begin to listen."""
+        super().connection_made(transport)
+        self._check_stall()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        if self._stall_check is not None:
+            self._stall_check.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the connection."""
+        self._heard_at = self.loop.time()
+        super().data_received(data)
+
+    def _check_stall(self) -> None:
+        cycle: RequestResponseCycle | None = self.cycle
+        is_its_turn = cycle is None or cycle.response_complete or (cycle.more_body and not self.flow.read_paused)
+        now = self.loop.time()
+        if not is_its_turn:
+            self._heard_at = now
+        elif now - self._heard_at >= STALLED_AFTER_S:
+            self.transport.abort()
+            return
+        self._stall_check = self.loop.call_later(STALLED_AFTER_S / 4, self._check_stall)
 
     def on_headers_complete(self) -> None:
         """Begin the request, unless its head is to be parsed again."""
