@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from logsvc.indexer import Indexer, IndexerState
 from logsvc.ingest import Ingest
 from logsvc.journal import Journal
 from logsvc.keys import Keys
+from logsvc.protocols.bodies import Room
 from logsvc.state import State
 from logsvc.store import Store
 from logsvc.telemetry import Telemetry
@@ -42,6 +44,9 @@ class Services:
     tenant: str  # the service's own, LOGSVC_TENANT
     stopping: threading.Event
     acks_from_store: bool = False
+    bodies: Room = field(default_factory=Room)
+    # Together they are no faster than in turn, need the memory of all, and crowd each other out of the journal.
+    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
     tails: Counter[str] = field(default_factory=Counter)
     # Threads of their own, so that no number of tails ever keeps ingest waiting.
     tail_threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "tail"))

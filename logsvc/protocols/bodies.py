@@ -1,7 +1,8 @@
 """Bodies: what arrives over HTTP, collected and decompressed within a bound.
 
 What always holds: neither the body as sent nor as decompressed ever exceeds ``limit`` in memory by
-more than 32 MiB, so a zip bomb costs what an honest body may cost. The first bytes are believed
+more than 32 MiB, so a zip bomb costs what an honest body may cost; all bodies together stay within
+``MAX_TOGETHER_BYTES``, however many clients send at once. The first bytes are believed
 more than ``Content-Encoding``: clients behind proxies send plain text marked as gzip, and the
 reverse.
 
@@ -11,13 +12,16 @@ Not here: authentication, which comes before a body is read; what the bytes mean
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterable, Callable
+from collections import Counter
+from collections.abc import AsyncIterable, Callable, Iterator
+from contextlib import contextmanager
 
 import zstandard
 
-from logsvc.errors import BadInput, BodyTooLarge, UnsupportedEncoding
+from logsvc.errors import BadInput, BodyTooLarge, Overloaded, UnsupportedEncoding
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_TOGETHER_BYTES = 1024 * 1024 * 1024
 
 _CHUNK = 256 * 1024
 _MAX_ZSTD_WINDOW = 32 * 1024 * 1024  # what a decoder must keep in memory; level 19 asks for 8 MiB
@@ -26,12 +30,53 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _MAX_ENCODINGS = 2
 
 
-async def collect(chunks: AsyncIterable[bytes], limit: int = MAX_BODY_BYTES, *, declared_bytes: int = 0) -> bytes:
+class Room:
+    """The memory that the bodies of all tenants share; used by one event loop alone.
+
+    A tenant may hold as much as it leaves free, so that there is always some for the next.
+    """
+
+    def __init__(self, total_bytes: int = MAX_TOGETHER_BYTES) -> None:
+        self._total_bytes = total_bytes
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def held(self, tenant: str) -> Iterator[Callable[[int], None]]:
+        """Give a function that takes so many bytes more until the block ends.
+
+        Raises:
+            Overloaded: From that function, if there is no room.
+        """
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            self._held[tenant] += size
+            taken += size
+            if self._held[tenant] > self._total_bytes - self._held.total():
+                raise Overloaded("too many bodies are being received at once; send it again, or smaller batches", 1)
+
+        try:
+            yield take
+        finally:
+            self._held[tenant] -= taken
+            if not self._held[tenant]:
+                del self._held[tenant]
+
+
+async def collect(
+    chunks: AsyncIterable[bytes],
+    limit: int = MAX_BODY_BYTES,
+    *,
+    declared_bytes: int = 0,
+    take: Callable[[int], None] = lambda _size: None,
+) -> bytes:
     """Return a body as sent.
 
     Args:
         chunks: The body as it arrives.
         limit: Bytes it may have.
+        take: Is told of each chunk's length; what it raises ends the reading.
         declared_bytes: Its Content-Length, so that a body known to be too long is not read at all; 0 if unknown.
 
     Raises:
@@ -45,6 +90,7 @@ async def collect(chunks: AsyncIterable[bytes], limit: int = MAX_BODY_BYTES, *, 
         size += len(chunk)
         if size > limit:
             raise _too_large("is longer than", limit)
+        take(len(chunk))
         parts.append(chunk)
     return b"".join(parts)
 

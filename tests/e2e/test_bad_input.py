@@ -7,6 +7,7 @@ import io
 import itertools
 import random
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import msgspec
@@ -117,6 +118,20 @@ def test_every_shape_and_encoding_of_a_body_is_understood(embedded_service: Serv
         for body in bodies
     ]
     assert counts == [2, 2, 2, 2, 1, 1]
+
+
+def test_large_bodies_that_come_together_are_all_taken(embedded_service: ServiceProcess) -> None:
+    # More records than may wait for the journal.
+    body = gzip.compress(b'{"message":"one of many","service":"large","k":"%s"}\n' % (b"x" * 60) * 60_000, 1)
+    headers = {**embedded_service.http.headers, "Content-Encoding": "gzip"}
+
+    def send(_: int) -> int:
+        return httpx.post(
+            f"{embedded_service.url}/api/v1/ingest", content=body, headers=headers, timeout=300
+        ).status_code
+
+    with ThreadPoolExecutor(3) as senders:
+        assert list(senders.map(send, range(3))) == [202] * 3
 
 
 def test_chunked_bodies_are_taken(embedded_service: ServiceProcess) -> None:

@@ -12,8 +12,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logsvc.errors import BadInput, BodyTooLarge, UnsupportedEncoding
-from logsvc.protocols.bodies import collect, decompress
+from logsvc.errors import BadInput, BodyTooLarge, Overloaded, UnsupportedEncoding
+from logsvc.protocols.bodies import Room, collect, decompress
 
 BODY = b'{"message":"hello"}\n' * 100
 
@@ -135,3 +135,31 @@ def test_a_body_is_collected_up_to_its_bound() -> None:
     with pytest.raises(BodyTooLarge, match="longer than 5 bytes"):
         asyncio.run(collect(endless(), limit=5))
     assert len(read) == 3  # and not read any further
+
+
+def test_a_tenants_bodies_leave_room_for_those_of_the_next() -> None:
+    room = Room(100)
+    with room.held("a") as first, room.held("a") as second, room.held("b") as other:
+        first(30)
+        second(20)
+        other(25)
+        with pytest.raises(Overloaded, match="smaller batches"), room.held("a") as third:
+            third(1)
+        with pytest.raises(Overloaded):
+            other(1)
+    with room.held("a") as again:
+        again(50)
+
+
+def test_a_body_that_finds_no_room_is_read_no_further() -> None:
+    read: list[bytes] = []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            read.append(b"x" * 10)
+            yield read[-1]
+
+    room = Room(50)
+    with room.held("a") as take, pytest.raises(Overloaded):
+        asyncio.run(collect(chunks(), take=take))
+    assert len(read) == 3
