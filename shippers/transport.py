@@ -5,6 +5,9 @@ transport makes one attempt and says how it ended; it neither waits nor tries ag
 once when a kept-alive connection turns out to have been closed by the other side (sending twice is
 harmless, since every record carries its ``event.id``).
 
+What always holds: an answer that is not the service's own, such as a login page's, neither acknowledges
+a batch nor condemns it; and one that comes byte by byte takes no longer than ``timeout_s`` either.
+
 Not here: when to try again (batcher.py), what waits meanwhile (spool.py).
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 import email.utils
 import gzip
 import http.client
+import io
 import json
 import math
 import os
@@ -143,10 +147,50 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-# 404 and 405 and redirects mean a wrong address, as 401 and 403 a wrong key: fixed by a person, and
-# until then nothing may be lost.
-_DENIED = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405, 407})
+# 401 and 403 mean a wrong key, redirects and most others a wrong address: fixed by a person, and until
+# then nothing may be lost.
 _RETRY = frozenset({408, 425, 429})
+_CONDEMNED = frozenset({400, 415, 422})  # by the service itself, which says so in JSON
+_PAGES = ("text/html", "application/xhtml+xml")
+
+
+class _Reply(http.client.HTTPResponse):
+    """A reply that is whole within its connection's ``timeout``, not within so long for each byte."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        timeout_s = sock.gettimeout()
+        if timeout_s is not None:
+            raw = self.fp.detach()
+            self.fp = io.BufferedReader(_UntilDeadline(raw, sock, time.monotonic() + timeout_s))
+
+
+class _UntilDeadline(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
+        super().__init__()
+        self._raw = raw
+        self._sock = sock
+        self._timeout_s = sock.gettimeout()
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the reply timed out")
+        self._sock.settimeout(left_s)
+        try:
+            return self._raw.readinto(buffer)
+        finally:
+            if self._sock.fileno() >= 0:
+                self._sock.settimeout(self._timeout_s)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
 
 
 @dataclass
@@ -249,6 +293,7 @@ class HttpTransport:
                 )
             else:
                 connection = http.client.HTTPConnection(self._host, self._port, timeout=self.timeout_s)
+            connection.response_class = _Reply
             self._connection = connection
         headers = {
             "Authorization": f"Bearer {self.api_key}",
@@ -265,22 +310,23 @@ class HttpTransport:
             self.close()
         else:
             self._was_used = True
-        return self._judge(reply.status, text, reply.getheader("Retry-After"))
+        is_page = reply.getheader("Content-Type", "").partition(";")[0].strip().lower() in _PAGES
+        return self._judge(reply.status, text, is_page, reply.getheader("Retry-After"))
 
-    def _judge(self, status: int, text: bytes, retry_after: str | None) -> Outcome:
+    def _judge(self, status: int, text: bytes, is_page: bool, retry_after: str | None) -> Outcome:
         reason = f"http_{status}"
-        if 200 <= status < 300:
+        if 200 <= status < 300 and not is_page:
             rejected, detail = _read_rejections(text)
             return Outcome(Verdict.ACCEPTED, reason, rejected=rejected, detail=detail)
         # A wrong address may echo what it got, and its words reach standard error.
         detail = text.replace(self.api_key.encode(), b"[key]")[:500].decode("utf-8", "replace")
         if status == 413:
             return Outcome(Verdict.TOO_LARGE, reason, detail=detail)
-        if status in _DENIED:
-            return Outcome(Verdict.DENIED, reason, parse_retry_after(retry_after, self.clock()), detail=detail)
         if status in _RETRY or status >= 500:
             return Outcome(Verdict.RETRY, reason, parse_retry_after(retry_after, self.clock()), detail=detail)
-        return Outcome(Verdict.REFUSED, reason, detail=detail)
+        if status in _CONDEMNED and text.lstrip()[:1] == b"{":
+            return Outcome(Verdict.REFUSED, reason, detail=detail)
+        return Outcome(Verdict.DENIED, reason, parse_retry_after(retry_after, self.clock()), detail=detail)
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -99,12 +100,15 @@ def test_a_connection_closed_while_idle_is_replaced_at_once() -> None:
     [
         (200, Verdict.ACCEPTED),
         (204, Verdict.ACCEPTED),
+        (300, Verdict.DENIED),
         (301, Verdict.DENIED),
         (400, Verdict.REFUSED),
         (401, Verdict.DENIED),
         (403, Verdict.DENIED),
         (404, Verdict.DENIED),
+        (405, Verdict.DENIED),
         (408, Verdict.RETRY),
+        (410, Verdict.DENIED),
         (413, Verdict.TOO_LARGE),
         (415, Verdict.REFUSED),
         (422, Verdict.REFUSED),
@@ -151,6 +155,38 @@ def test_an_unexpected_body_of_an_accepted_batch_is_an_acknowledgement(service: 
     service.answers.append(reply(202, body))
     transport = HttpTransport(service.url, KEY)
     assert transport.send(Batch.of(LINES)) == Outcome(Verdict.ACCEPTED, "http_202")
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(200, "text/html; charset=utf-8"), (400, "text/html"), (422, "text/plain")]
+)
+def test_an_answer_that_is_not_the_services_own_neither_takes_nor_condemns_a_batch(
+    service: Service, status: int, kind: str
+) -> None:
+    service.answers.append(reply(status, b"<html>sign in</html>", Content_Type=kind))
+    transport = HttpTransport(service.url, KEY)
+    assert transport.send(Batch.of(LINES)).verdict is Verdict.DENIED
+    transport.close()
+
+
+@pytest.mark.parametrize("part", ["header", "body"])
+def test_a_reply_that_comes_byte_by_byte_is_left_after_the_timeout(service: Service, part: str) -> None:
+    released = threading.Event()
+
+    def trickle(handler: Any, _: bytes) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        handler.wfile.write(b"Content-Length: 900000\r\n\r\n" if part == "body" else b"X-Slow: ")
+        with contextlib.suppress(OSError):
+            while not released.wait(0.01):
+                handler.wfile.write(b"x")
+
+    service.answers.append(trickle)
+    transport = HttpTransport(service.url, KEY, timeout_s=0.3)
+    outcome = transport.send(Batch.of(LINES))
+    released.set()
+    assert (outcome.verdict, outcome.reason) == (Verdict.RETRY, "timeout")
+    assert transport.send(Batch.of(LINES)).verdict is Verdict.ACCEPTED
     transport.close()
 
 
