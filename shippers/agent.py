@@ -403,6 +403,15 @@ def _check(config: Config) -> None:
         sys.stdout.write(f"{entry.path}: {state}; {fields}\n")
 
 
+def _state_directory(config: Config) -> Path:
+    if config.state_dir:
+        return Path(config.state_dir)
+    root = default_root()
+    if root is None:
+        raise ConfigError("this user has no home to keep checkpoints in; pass --state-dir")
+    return root.parent / "agent"
+
+
 def _lock_state(state: Path) -> IO[bytes]:
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = lock_file(state / "lock", create=True)
@@ -423,7 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             _check(config)
             return 0
-        state = Path(config.state_dir) if config.state_dir else default_root().parent / "agent"
+        state = _state_directory(config)
         reads_stdin = any(entry.path == "-" for entry in config.files)
         spool_dir: SpoolDir = config.spool_dir or (AUTO if reads_stdin else None)
         settings = Settings(queue_max_records=10_000, is_replayable=not reads_stdin)

@@ -45,7 +45,7 @@ def open_batcher(
         labels: More about this process, for each record.
         transport: Used instead of HTTP to ``url``.
         spool_dir: Where batches wait while the service is away; ``auto`` is a directory of the user's
-            (none with a ``transport`` of your own); None keeps them in memory.
+            (none with a ``transport`` of your own, or where the user has no home); None keeps them in memory.
         settings: Bounds and intervals.
 
     Raises:

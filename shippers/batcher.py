@@ -16,6 +16,8 @@ What always holds:
 - Oldest first: while batches wait in the spool, newer ones queue behind them.
 - A fork starts afresh: the child has an empty queue, its own threads, epoch and spool directory;
   the parent goes on. Nothing is sent twice.
+- At the end of the program what exit handlers log is sent too, unless they were registered before this
+  module was imported: exit handlers run newest first. Theirs goes to the spool.
 - Whatever our own threads log is ignored, so a transport that logs cannot feed itself.
 - Log calls in signal handlers and destructors are safe: ``put`` takes only re-entrant locks.
 
@@ -46,7 +48,7 @@ from shippers.transport import ENCODINGS, Batch, Outcome, Transport, Verdict
 own_threads: set[int] = set()
 """Identifiers of our threads; handlers ignore what they log."""
 
-_SMALL_CHARS = 1024  # small records are bounded by their number, larger ones by their size as well
+SMALL_CHARS = 1024  # small records are bounded by their number, larger ones by their size as well
 _SLICE_S = 0.00025  # how long the encoder works before it lets the application run
 _PAUSE_S = 0.00005
 _LONG_SLICE_S = 0.005
@@ -58,6 +60,7 @@ _TOLERATED_FAILURES = 3  # a service that restarts is no cause for complaint
 _TOLERATED_FAILURE_S = 5.0
 _ADOPT_INTERVAL_S = 60.0
 _SPOOL_RETRY_S = 1.0
+_START_RETRY_S = 1.0
 _RETRY_AFTER_MAX_S = 600.0
 
 
@@ -194,6 +197,10 @@ class Batcher:
         spool_root: Directory for the spools of this program; None keeps all in memory.
         settings: How to behave.
         rng: Source of jitter.
+
+    Attributes:
+        queue: Records on their way; what a handler may do with it itself, ``put`` says.
+        wake_at: From which length of ``queue`` on ``put`` must be called.
     """
 
     def __init__(
@@ -222,14 +229,16 @@ class Batcher:
         self._spooling = threading.RLock()
         self._changed = threading.Condition()
         self._wake = _Wake()
-        self._queue: deque[Union[Item, Mark]] = deque()
+        self.queue: deque[Union[Item, Mark]] = deque()
         # Queue length from which put() takes the slow path: -1 before the threads run and after they
         # end, _wake_length while the encoder sleeps, the bound while it works.
-        self._wake_at = -1
+        self.wake_at = -1
         # A burst is taken in first and encoded after, unless it is a long one.
         self._wake_length = max(1, self.settings.queue_max_records // 4)
         self._threads: list[threading.Thread] = []
         self._closed = False
+        self._is_ended = False  # closed, and nobody looks at the queue any more
+        self._start_retry_at = 0.0
         self._large_chars = 0
         self._finisher = Finisher(self._origin)
         self._spool: Spool | None = None
@@ -266,7 +275,6 @@ class Batcher:
             self._spool.forget()
         self._transport.forget()
         self._origin = replace(self._origin, epoch=os.urandom(8).hex())
-        atexit.unregister(self.close)
         self._start_afresh()
 
     # --- the application's side -------------------------------------------------------------
@@ -276,33 +284,41 @@ class Batcher:
         try:
             # The common case, kept short: room, nobody to wake, and small.
             if (
-                len(self._queue) < self._wake_at
+                len(self.queue) < self.wake_at
                 and type(item) is tuple
                 and item[10] is None
                 and item[12] is None
-                and len(item[9]) <= _SMALL_CHARS
+                and len(item[9]) <= SMALL_CHARS
             ):
-                self._queue.append(item)
+                self.queue.append(item)
             else:
                 self._put_slowly(item)
         except Exception as exc:
-            self._count_drop("failed", 1, repr(exc))
+            self.count_failed(exc)
+
+    def count_failed(self, exc: Exception) -> None:
+        """Count a record that could not even be queued, such as for want of stack; never raises."""
+        try:
+            self._count_drop("failed", 1, type(exc).__name__)
+        except Exception:
+            pass  # with no room left even for this
 
     @property
     def has_room(self) -> bool:
         """Whether the next ``put`` of a single producer neither drops nor blocks."""
         settings = self.settings
-        return len(self._queue) < settings.queue_max_records and self._large_chars * 2 < settings.queue_max_bytes
+        return len(self.queue) < settings.queue_max_records and self._large_chars * 2 < settings.queue_max_bytes
 
     def mark(self) -> Mark:
         """Return a mark behind everything put so far, and set the threads going."""
         mark = Mark()
         with self._lock:
-            if self._closed or not self._ensure_threads():
-                if not self._queue:
+            if self._closed:
+                if not self.queue:
                     mark._pass()
                 return mark
-            self._queue.append(mark)
+            self._ensure_threads()
+            self.queue.append(mark)
         self._wake.set()
         return mark
 
@@ -318,7 +334,7 @@ class Batcher:
         if threading.get_ident() in own_threads:
             return False
         timeout_s = self.settings.exit_timeout_s if timeout_s is None else timeout_s
-        if (self._threads or self._queue) and not self.mark().wait(timeout_s):
+        if (self._threads or self.queue) and not self.mark().wait(timeout_s):
             self._flush_failed_at = time.monotonic()
             return False
         return True
@@ -335,12 +351,19 @@ class Batcher:
         with self._lock:
             if self._closed:
                 return
-            if self._queue:
+            if self.queue:
                 self._ensure_threads()
             self._closed = True
-            self._wake_at = -1
+            self.wake_at = -1
             threads = [thread for thread in self._threads if thread.ident is not None]
-        atexit.unregister(self.close)
+        try:
+            self._finish_threads(threads, timeout_s)
+        finally:  # whoever presses Ctrl-C twice is impatient, and loses nothing
+            self._save_the_rest()
+        if self._backoff.failures and (self._spool is not None or self.settings.is_replayable):
+            self._complain("away", self._failure)  # a short program ends before the third attempt
+
+    def _finish_threads(self, threads: list[threading.Thread], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         with self._changed:
             self._close_deadline = deadline
@@ -353,16 +376,13 @@ class Batcher:
                 self._is_abandoned = True  # the encoder need not wait for room any more
                 self._changed.notify_all()
             threads[0].join(2.0)
-        self._save_the_rest()
-        if self._backoff.failures and (self._spool is not None or self.settings.is_replayable):
-            self._complain("away", self._failure)  # a short program ends before the third attempt
 
     def stats(self) -> dict[str, int]:
         """Return how many records this process epoch has ``encoded``, ``sent``, ``rejected`` and more."""
         with self._lock:
             drops = {f"dropped_{reason}": count for reason, count in self._drops.items()}
         return {
-            "queued": len(self._queue),
+            "queued": len(self.queue),
             "encoded": self._finisher.sequence,
             "sent": self._sent,
             "spooled_batches": len(self._spool) if self._spool else 0,
@@ -374,25 +394,27 @@ class Batcher:
 
     def _put_slowly(self, item: Item) -> None:
         size = _weigh(item)
-        queue = self._queue
+        queue = self.queue
         deadline: float | None = None
         while True:
             with self._lock:
-                if self._closed or not self._ensure_threads():
-                    self._put_closed(item)
+                if not self._closed:
+                    self._ensure_threads()
+                elif self._is_ended:
+                    self._put_ended(item)
                     return
                 settings = self.settings
                 if len(queue) < settings.queue_max_records and (
-                    size <= _SMALL_CHARS or not queue or self._large_chars + size <= settings.queue_max_bytes
+                    size <= SMALL_CHARS or not queue or self._large_chars + size <= settings.queue_max_bytes
                 ):
-                    if size > _SMALL_CHARS:
+                    if size > SMALL_CHARS:
                         self._large_chars += size
                     queue.append(item)
-                    if len(queue) >= self._wake_at:
+                    if len(queue) >= self.wake_at:
                         self._wake.set()
                     return
                 self._wake.set()
-                if settings.when_full == "drop":
+                if settings.when_full == "drop" or self._closed:
                     self._count_drop("queue_full", 1)
                     return
                 now = time.monotonic()
@@ -403,10 +425,10 @@ class Batcher:
                     return
             time.sleep(0.002)
 
-    def _put_closed(self, item: Item) -> None:
+    def _put_ended(self, item: Item) -> None:
         """Take a record after the end: a destructor, or an exit handler that ran after ours."""
-        line = self._finisher.finish(item)
         with self._spooling:
+            line = self._finisher.finish(item)
             if self._spool is None:
                 self._count_drop("closed", 1)
                 return
@@ -416,34 +438,38 @@ class Batcher:
                 self._count_drop(exc.reason, 1, str(exc))
             self._spool.close()
 
-    def _ensure_threads(self) -> bool:
-        """Start the threads unless they run; False if the interpreter no longer starts any."""
-        if self._threads:
-            return True
-        # Before any runs: a log call in a signal handler that interrupts the start, or in a Thread
-        # class of the application's, must not start a second pair over the same connection.
-        self._threads = [
-            threading.Thread(target=self._run, args=(loop,), name=f"shippers-{name}", daemon=True)
-            for name, loop in (("encoder", self._encode), ("sender", self._send))
-        ]
-        self._wake_at = self._wake_length
+    def _ensure_threads(self) -> None:
+        """Start the threads unless they run; where none can be started, records wait in the queue."""
+        if self._threads and self._start_retry_at == 0.0:
+            return
+        if time.monotonic() < self._start_retry_at:
+            return
+        self._start_retry_at = 0.0
+        if not self._threads:
+            # Before any runs: a log call in a signal handler that interrupts the start, or in a Thread
+            # class of the application's, must not start a second pair over the same connection.
+            self._threads = [
+                threading.Thread(target=self._run, args=(loop,), name=f"shippers-{name}", daemon=True)
+                for name, loop in (("encoder", self._encode), ("sender", self._send))
+            ]
+            _close_with_multiprocessing(self)
+        self.wake_at = self._wake_length
         interrupt: BaseException | None = None
         for thread in self._threads:
+            if thread.ident is not None:
+                continue
             try:
                 thread.start()
-            except RuntimeError:
-                # Python 3.12 and later start no threads once the interpreter is going down.
-                self._wake_at = -1
-                self._closed = True
-                self._threads = [thread for thread in self._threads if thread.is_alive()]
-                return False
+            except RuntimeError as exc:
+                # The machine has no thread to spare, or the interpreter is going down (Python 3.12 and later).
+                self._start_retry_at = time.monotonic() + _START_RETRY_S
+                self.wake_at = -1
+                self._complain("start", f"no thread to send with, records wait in memory: {exc}")
+                return
             except BaseException as exc:
                 interrupt = exc  # a signal handler raised while start() waited for the thread, which runs
-        atexit.register(self.close)
-        _close_with_multiprocessing(self)
         if interrupt is not None:
             raise interrupt
-        return True
 
     def _run(self, loop: Callable[[], None]) -> None:
         own_threads.add(threading.get_ident())
@@ -464,11 +490,11 @@ class Batcher:
     def _encode(self) -> None:
         settings = self.settings
         while True:
-            if self._set_wake_at(self._wake_length) and len(self._queue) < self._wake_length:
+            if self._set_wake_at(self._wake_length) and len(self.queue) < self._wake_length:
                 self._wake.wait(settings.flush_interval_s)
             is_last = not self._set_wake_at(settings.queue_max_records)
             self._drain()
-            if is_last and not self._queue:
+            if is_last and not self.queue:
                 with self._changed:
                     self._is_encoded = True
                     self._changed.notify_all()
@@ -478,13 +504,13 @@ class Batcher:
         """Set from which queue length ``put`` takes the slow path; False once closed."""
         with self._lock:
             if not self._closed:
-                self._wake_at = length
+                self.wake_at = length
             return not self._closed
 
     def _drain(self) -> None:
         """Encode all that is queued."""
         settings = self.settings
-        queue = self._queue
+        queue = self.queue
         finish = self._finisher.finish
         clock = time.perf_counter
         lines: list[bytes] = []
@@ -503,9 +529,9 @@ class Batcher:
                 lines, size = [], 0
                 self._hand_over_mark(item)
                 continue
-            if type(item) is not tuple or item[10] is not None or item[12] is not None or len(item[9]) > _SMALL_CHARS:
+            if type(item) is not tuple or item[10] is not None or item[12] is not None or len(item[9]) > SMALL_CHARS:
                 weight = _weigh(item)
-                if weight > _SMALL_CHARS:
+                if weight > SMALL_CHARS:
                     with self._lock:
                         self._large_chars -= weight
             line = finish(item)
@@ -750,13 +776,15 @@ class Batcher:
 
     def _save_the_rest(self) -> None:
         """After the threads: spool what could not be sent, or count it as lost."""
+        with self._lock:
+            self._is_ended = True
         with self._changed:
             waiting = list(self._outbox)
             self._outbox.clear()
             self._outbox_bytes = 0
         lines = []
-        while self._queue:
-            item = self._queue.popleft()
+        while self.queue:
+            item = self.queue.popleft()
             if isinstance(item, Mark):
                 waiting.append(item)
             else:
@@ -810,16 +838,24 @@ def _after_fork_in_child() -> None:
         batcher._after_fork()
 
 
+def _close_at_exit() -> None:
+    for batcher in list(_live):
+        batcher.close()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+# Here, not when the first record comes: exit handlers run newest first, and what the program's own log is to be sent.
+atexit.register(_close_at_exit)
 
 
 def _close_with_multiprocessing(batcher: Batcher) -> None:
-    """Flush at the end of a multiprocessing child, which runs no atexit handlers."""
-    process = sys.modules.get("multiprocessing.process")
-    util: Any = sys.modules.get("multiprocessing.util")
-    if process is not None and util is not None and process.parent_process() is not None:
-        util.Finalize(None, batcher.close, exitpriority=0)
+    """Flush at the end of a child of multiprocessing, or of Celery's billiard, which runs no atexit handlers."""
+    for package in ("multiprocessing", "billiard"):
+        process: Any = sys.modules.get(f"{package}.process")
+        util: Any = sys.modules.get(f"{package}.util")
+        if process is not None and util is not None and process.current_process()._parent_pid is not None:
+            util.Finalize(None, batcher.close, exitpriority=0)
 
 
 def _weigh(item: Any) -> int:

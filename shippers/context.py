@@ -297,7 +297,7 @@ class _Steps:
 
 
 def _outcome(exc: BaseException | None) -> tuple[str, str]:
-    if exc is None or (isinstance(exc, SystemExit) and exc.code in (None, 0)):
+    if exc is None or (isinstance(exc, SystemExit) and (exc.code is None or (type(exc.code) is int and exc.code == 0))):
         return "succeeded", "info"
     if isinstance(exc, (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)):
         return "cancelled", "warn"

@@ -18,8 +18,8 @@ from threading import get_ident
 from typing import Any
 
 from shippers.assembly import AUTO, SpoolDir, open_batcher
-from shippers.batcher import Settings, own_threads
-from shippers.record import capture_logging
+from shippers.batcher import SMALL_CHARS, Settings, own_threads
+from shippers.record import capture_logging, completed
 from shippers.transport import Transport
 
 
@@ -60,6 +60,7 @@ class LogHandler(logging.Handler):
         spool_dir: SpoolDir = AUTO,
         settings: Settings | None = None,
     ) -> None:
+        super().__init__(level)  # first: a level that is none must leave nothing behind
         self.batcher = open_batcher(
             url,
             api_key,
@@ -71,8 +72,6 @@ class LogHandler(logging.Handler):
             spool_dir=spool_dir,
             settings=settings,
         )
-        self._put = self.batcher.put
-        super().__init__(level)
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Ship ``record`` unless a filter says no; takes no lock, since the queue needs none."""
@@ -83,10 +82,26 @@ class LogHandler(logging.Handler):
                     return False
                 if isinstance(passed, logging.LogRecord):  # from Python 3.12 a filter may replace it
                     record = passed
-            if get_ident() in own_threads or record.thread in own_threads:
-                return False
-            self._put(capture_logging(record))
-        except Exception:  # such as RecursionError, with no room left to do anything about it
+            try:
+                # It says which thread made it, perhaps another than this, unless logging.logThreads is off.
+                if (record.thread or get_ident()) in own_threads:
+                    return False
+                item = capture_logging(record)
+            except AttributeError:
+                item = capture_logging(completed(record))  # from a factory or a sender with ideas of its own
+            # What put() does in the common case: calling it would cost a tenth of the whole.
+            batcher = self.batcher
+            if (
+                len(batcher.queue) < batcher.wake_at
+                and item[10] is None
+                and item[12] is None
+                and len(item[9]) <= SMALL_CHARS
+            ):
+                batcher.queue.append(item)
+            else:
+                batcher.put(item)
+        except Exception as exc:  # such as RecursionError
+            self.batcher.count_failed(exc)
             return False
         return True
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import count, islice
 from typing import Any, Optional, Union
 
 from shippers import context, redact
@@ -36,7 +37,9 @@ STACK_MAX_CHARS = 128 * 1024
 EXTRA_MAX_CHARS = 8 * 1024
 EXTRAS_MAX = 128
 EXTRA_MAX_DEPTH = 6
+EXTRAS_MAX_CHARS = 256 * 1024  # the service takes records of up to 1 MiB
 MASK_MAX_DEPTH = 32
+_VALUE_CHARS = 16  # what a value costs besides its text
 
 Plain = Union[None, bool, int, float, str, "list[Plain]", "dict[str, Plain]"]
 Error = tuple[str, str, str]
@@ -66,34 +69,38 @@ Item = Union[Captured, "dict[str, Any]"]
 # --- capturing: in the application's thread ---------------------------------------------------
 
 _current_task = context.current_fields
+_LogRecord = logging.LogRecord
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # A record with as many attributes as an untouched one carries no extras; counting is faster than looking.
 _STANDARD_COUNT = len(vars(logging.LogRecord("", 0, "", 0, "", (), None)))
 
 
 def capture_logging(record: logging.LogRecord) -> Captured:
-    """Return what must be remembered of a ``logging.LogRecord``; never raises."""
-    args = record.args
+    """Return what must be remembered of a ``logging.LogRecord``.
+
+    Raises:
+        AttributeError: If it lacks what every such record has, and so is none.
+    """
+    # This runs in the application's thread: the common case is spelled out, without a call where none is needed.
     message = record.msg
-    if args or type(message) is not str or type(record) is not logging.LogRecord:
+    if type(message) is not str or type(record) is not _LogRecord:
+        message = _rendered(record)
+    elif record.args:
         try:
-            message = record.getMessage()
-            if type(message) is not str:
-                message = str.__str__(message)
+            message = message % record.args
         except Exception as exc:
-            message = _unrendered(record.msg, args, exc)
-    error: Error | None = None
-    if record.exc_info or record.stack_info:
-        error = _stacks(record)
+            message = _unrendered(message, record.args, exc)
     if len(message) > MESSAGE_MAX_CHARS:
         message = cut(message, MESSAGE_MAX_CHARS)
-    extras = None
-    attributes = record.__dict__
-    if len(attributes) != _STANDARD_COUNT:
-        extras = _logging_extras(attributes)
-    if error is not None and error[0] and record.stack_info:
-        # Not behind the exception's own frames, from which the service tells errors apart.
-        extras = {**(extras or {}), "stack_info": cut(safe_str(record.stack_info), STACK_MAX_CHARS)}
+    error: Error | None = None
+    extras: dict[str, Plain] | None = None
+    if len(record.__dict__) != _STANDARD_COUNT:
+        extras = _logging_extras(record.__dict__)
+    if record.exc_info or record.stack_info:
+        error = _stacks(record)
+        if error is not None and error[0] and record.stack_info:
+            # Not behind the exception's own frames, from which the service tells errors apart.
+            extras = {**(extras or {}), "stack_info": cut(safe_str(record.stack_info), STACK_MAX_CHARS)}
     return (
         record.created,
         record.levelname,
@@ -109,6 +116,21 @@ def capture_logging(record: logging.LogRecord) -> Captured:
         _current_task(),
         extras,
     )
+
+
+def _rendered(record: logging.LogRecord) -> str:
+    """Return the message of a record that renders it in a way of its own, or whose template is no text."""
+    try:
+        return str.__str__(record.getMessage())
+    except Exception as exc:
+        return _unrendered(record.msg, record.args, exc)
+
+
+def completed(record: logging.LogRecord) -> logging.LogRecord:
+    """Return a copy of ``record`` in which nothing is missing that every such record has."""
+    whole = logging.LogRecord("", logging.INFO, "", 0, "", (), None)
+    whole.__dict__.update(record.__dict__)
+    return whole
 
 
 def _stacks(record: logging.LogRecord) -> Error | None:
@@ -206,6 +228,7 @@ def qualified_name(kind: type) -> str:
 def plain_extras(extras: Mapping[Any, Any]) -> dict[str, Plain]:
     """Return a copy of ``extras`` in plain values, bounded in number, depth and length; never raises."""
     plain: dict[str, Plain] = {}
+    room: _Room | None = None
     for key, value in extras.items():
         if len(plain) >= EXTRAS_MAX:
             plain["extras_cut"] = len(extras) - EXTRAS_MAX
@@ -213,34 +236,56 @@ def plain_extras(extras: Mapping[Any, Any]) -> dict[str, Plain]:
         if type(key) is not str:
             key = safe_str(key)
         kind = type(value)
-        plain[key] = value if kind is int and -(2**53) < value < 2**53 else to_plain(value)
+        if kind is int and -(2**53) < value < 2**53:
+            plain[key] = value
+        else:
+            room = room or _Room()
+            plain[key] = to_plain(value, room)
     return plain
 
 
-def to_plain(value: Any, depth: int = EXTRA_MAX_DEPTH) -> Plain:
-    """Return ``value`` as JSON can carry it; what JSON lacks becomes text; never raises."""
+class _Room:
+    """How many characters the extras of one record may still take: a small nest of lists can unfold without end."""
+
+    __slots__ = ("chars",)
+
+    def __init__(self) -> None:
+        self.chars = EXTRAS_MAX_CHARS
+
+
+def to_plain(value: Any, room: _Room, depth: int = EXTRA_MAX_DEPTH) -> Plain:
+    """Return ``value`` as JSON can carry it; what JSON lacks becomes text, as does what has no room; never raises."""
+    if room.chars <= 0:
+        return "… cut …"
+    room.chars -= _VALUE_CHARS
     try:
         if value is None or value is True or value is False:
             return value
         if isinstance(value, str):
-            return cut(str.__str__(value), EXTRA_MAX_CHARS)
-        if isinstance(value, int):
+            text = cut(str.__str__(value), EXTRA_MAX_CHARS)
+        elif isinstance(value, int):
             number = int(value)
             return number if -(2**63) <= number < 2**63 else cut(hex(number), EXTRA_MAX_CHARS)
-        if isinstance(value, float):
+        elif isinstance(value, float):
             return float(value) if math.isfinite(value) else repr(float(value))
-        if depth > 0 and isinstance(value, (dict, list, tuple, set, frozenset)):
+        elif depth > 0 and isinstance(value, (dict, list, tuple, set, frozenset)):
+            # list(islice(…)) is one step of the interpreter, between which no other thread changes a list or dict.
             if isinstance(value, dict):
-                pairs = list(value.items())[:EXTRAS_MAX]
-                return {safe_str(key): to_plain(item, depth - 1) for key, item in pairs}
-            return [to_plain(item, depth - 1) for item in list(value)[:EXTRAS_MAX]]
-        if isinstance(value, datetime):
+                pairs = list(islice(value.items(), EXTRAS_MAX))
+                return {safe_str(key): to_plain(item, room, depth - 1) for key, item in pairs}
+            return [to_plain(item, room, depth - 1) for item in list(islice(value, EXTRAS_MAX))]
+        elif isinstance(value, datetime):
             return value.isoformat()
-        if isinstance(value, BaseException):
-            return cut(f"{qualified_name(type(value))}: {safe_str(value)}", EXTRA_MAX_CHARS)
-        return cut(str.__str__(str(value)), EXTRA_MAX_CHARS)
+        elif isinstance(value, BaseException):
+            text = cut(f"{qualified_name(type(value))}: {safe_str(value)}", EXTRA_MAX_CHARS)
+        elif isinstance(value, (bytes, bytearray)):
+            text = cut(str(value[: EXTRA_MAX_CHARS + 1]), EXTRA_MAX_CHARS)
+        else:
+            text = cut(str.__str__(str(value)), EXTRA_MAX_CHARS)
     except Exception:
-        return safe_repr(value)
+        text = safe_repr(value)
+    room.chars -= len(text)
+    return text
 
 
 def cut(text: str, limit: int) -> str:
@@ -364,27 +409,30 @@ def _mask_repeated(text: str) -> str:
 
 
 class Finisher:
-    """Turns captured items into masked, encoded records, numbering them. Used by one thread."""
+    """Turns captured items into masked, encoded records, numbering them.
+
+    One thread does so while the program runs; at its end several may, and no two records get one number.
+    """
 
     def __init__(self, origin: Origin) -> None:
         self.origin = origin
-        self.sequence = 0
+        self.sequence = 0  # of the newest record
+        self._sequences = count(1)
         self._base = {name: _mask_base(value) for name, value in origin.fields().items()}
         # blake2b of (source, epoch, sequence): the first two are hashed once.
         self._id_hash = blake2b(
             f"{origin.host}/{origin.service}\0{origin.epoch}\0".encode("utf-8", "replace"), digest_size=16
         )
-        self._second = -1
-        self._second_text = ""
+        self._second = (-1, "")
 
     def finish(self, item: Item) -> bytes:
         """Return the record of ``item`` as one line of JSON; never raises."""
-        self.sequence += 1
+        sequence = self.sequence = next(self._sequences)
         try:
-            record = self.build(item)
+            record = self._build(item, sequence)
             return _encode_json(record).encode("utf-8", "replace")
         except Exception as exc:
-            record = self._identity()
+            record = self._identity(sequence)
             record["@timestamp"] = self._time_text(datetime.now(timezone.utc))
             record["log.level"] = "error"
             message = item.get("message") if isinstance(item, dict) else item[9]
@@ -392,9 +440,9 @@ class Finisher:
             record["message"] = redact.mask(text)[0]
             return _encode_json(record).encode("utf-8", "replace")
 
-    def build(self, item: Item) -> dict[str, Any]:
+    def _build(self, item: Item, sequence: int) -> dict[str, Any]:
         """Return the masked record of ``item`` as a dict."""
-        record = self._identity()
+        record = self._identity(sequence)
         mask = redact.mask
         masked = 0
         if isinstance(item, dict):
@@ -446,8 +494,7 @@ class Finisher:
             record["ingest.redactions"] = masked
         return record
 
-    def _identity(self) -> dict[str, Any]:
-        sequence = self.sequence
+    def _identity(self, sequence: int) -> dict[str, Any]:
         record = self._base.copy()
         digest = self._id_hash.copy()
         digest.update(b"%d" % sequence)
@@ -460,10 +507,11 @@ class Finisher:
             utc = time.astimezone(timezone.utc)
             return f"{utc:%Y-%m-%dT%H:%M:%S}.{utc.microsecond:06d}Z"
         second, micros = divmod(round(time * 1_000_000), 1_000_000)
-        if second != self._second:
-            self._second_text = datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
-            self._second = second
-        return f"{self._second_text}.{micros:06d}Z"
+        known, text = self._second
+        if second != known:
+            text = datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+            self._second = second, text
+        return f"{text}.{micros:06d}Z"
 
 
 _SAFE = frozenset(

@@ -76,8 +76,8 @@ class LoguruSink:
             if get_ident() in own_threads or record["thread"].id in own_threads:
                 return
             self.batcher.put(capture_loguru(record))
-        except Exception:  # such as RecursionError, with no room left to do anything about it
-            return
+        except Exception as exc:  # such as RecursionError
+            self.batcher.count_failed(exc)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until all records so far are acknowledged or spooled; False after ``timeout_s``.

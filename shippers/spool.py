@@ -294,12 +294,18 @@ class Spool:
             _remove(path)
 
 
-def default_root() -> Path:
-    """Return the directory for spools of this user: ``$XDG_STATE_HOME/logsvc/spool`` or its like."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    else:
-        base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+def default_root() -> Path | None:
+    """Return the directory for spools of this user, ``$XDG_STATE_HOME/logsvc/spool`` or its like; None without a home.
+
+    A user of a container is often a mere number, of whom no home is known.
+    """
+    is_windows = sys.platform == "win32"
+    base = os.environ.get("LOCALAPPDATA" if is_windows else "XDG_STATE_HOME")
+    if not base:
+        home = os.path.expanduser("~")
+        if home in ("~", "", "/"):
+            return None
+        base = os.path.join(home, *(("AppData", "Local") if is_windows else (".local", "state")))
     return Path(base) / "logsvc" / "spool"
 
 

@@ -19,8 +19,9 @@ import pytest
 
 import shippers
 from shippers import Settings
+from shippers import batcher as batcher_module
 from shippers.batcher import Backoff, Batcher
-from shippers.record import Origin
+from shippers.record import Finisher, Origin
 from shippers.testing import CapturingTransport
 from shippers.transport import Batch, HttpTransport, Outcome, Verdict
 from tests.unit.shippers.support import AWAY, KEY, Service, free_port, hang, reply, serving
@@ -484,6 +485,96 @@ def test_a_program_that_simply_ends_has_sent_everything(service: Service, tmp_pa
     assert (result.returncode, result.stderr) == (0, b"")
     assert service.messages() == [f"m{number}" for number in range(100)]
     assert not list(tmp_path.rglob("*.batch"))
+
+
+def test_what_exit_handlers_log_is_sent_too(service: Service, tmp_path: Path) -> None:
+    program = f"import atexit, shippers\nshippers.LogHandler\natexit.register(lambda: logger.info('bye'))\n{EXIT}"
+    command = [sys.executable, "-c", program, service.url, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert service.messages()[-1] == "bye"
+
+
+def test_daemon_threads_that_log_to_the_end_hold_nothing_back(service: Service, tmp_path: Path) -> None:
+    program = f"""{EXIT}
+import threading
+talking = threading.Event()
+def talk():
+    while True:
+        logger.info("talk")
+        talking.set()
+threading.Thread(target=talk, daemon=True).start()
+talking.wait()
+logger.info("end")
+"""
+    command = [sys.executable, "-c", program, service.url, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert result.returncode == 0
+    assert service.messages().count("end") == 1
+    assert len({record["event.id"] for record in service.records}) == len(service.records)
+
+
+def test_an_exit_that_is_interrupted_loses_nothing(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    service.always = hang(released)
+    batcher = Batcher(HttpTransport(service.url, KEY), Origin("shop"), spool_root=tmp_path, settings=Settings(**FAST))
+    put(batcher, "one")
+    service.wait_for_attempts(1)
+
+    def impatient(_thread: threading.Thread, _timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "join", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        batcher.close(20.0)
+    monkeypatch.undo()
+    released.set()
+    assert list(tmp_path.rglob("*.batch"))
+
+
+def test_without_a_thread_to_spare_records_wait_until_there_is_one(
+    closing: list[Batcher], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    transport = CapturingTransport()
+    batcher = make(closing, transport)
+    start, started = threading.Thread.start, []
+
+    def exhausted(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(batcher_module, "_START_RETRY_S", 0.01)
+    monkeypatch.setattr(threading.Thread, "start", exhausted)
+    put(batcher, "one")
+    assert "no thread to send with" in capfd.readouterr().err
+    wait_until(lambda: batcher.flush(0.02))
+    assert messages(transport) == ["one"]
+    assert batcher.stats()["dropped"] == 0
+
+
+def test_records_numbered_by_threads_at_once_have_ids_of_their_own() -> None:
+    finisher = Finisher(Origin("shop"))
+    ids: list[str] = []
+
+    def number() -> None:
+        for _ in range(2000):
+            ids.append(json.loads(finisher.finish({"message": "x"}))["event.id"])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=number) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(set(ids)) == 8000
 
 
 def test_a_program_that_ends_while_the_service_is_away_leaves_everything_in_the_spool(tmp_path: Path) -> None:

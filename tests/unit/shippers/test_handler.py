@@ -319,6 +319,49 @@ def test_a_huge_message_is_cut_and_says_so(rig: Rig) -> None:
     assert "characters cut" in message
 
 
+def test_a_small_nest_that_unfolds_without_end_is_cut(rig: Rig) -> None:
+    nest: list[Any] = [0] * 100
+    for _ in range(5):
+        nest = [nest] * 100
+    rig.logger.info("x", extra={"nest": nest, "bytes": bytes(50_000_000)})
+    (record,) = rig.records()
+    assert len(str(record)) < 1_000_000
+    assert "cut" in str(record["nest"])
+    assert len(record["bytes"]) < 10_000
+
+
+def test_a_record_that_lacks_parts_is_shipped_with_what_it_has(rig: Rig) -> None:
+    record = logging.LogRecord("x", 40, "f.py", 1, "it %s", ("broke",), None, "f")
+    del record.thread, record.stack_info
+    rig.handler.handle(record)
+    assert rig.records()[0]["message"] == "it broke"
+
+
+def test_a_record_that_cannot_be_queued_is_counted(rig: Rig) -> None:
+    rig.handler.handle(object())  # type: ignore[arg-type]
+    assert rig.handler.batcher.stats()["dropped_failed"] == 1
+
+
+def test_a_level_that_is_none_leaves_nothing_behind(rig: Rig) -> None:
+    with pytest.raises(ValueError, match="LOUD"):
+        shippers.LogHandler(transport=CapturingTransport(), level="LOUD")
+    rig.handler.batcher.close()
+    other = Rig()
+    with shippers.task("t", report=True):
+        pass
+    assert len(other.reports()) == 2
+    other.handler.close()
+
+
+def test_without_a_home_records_wait_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    handler = shippers.LogHandler("http://127.0.0.1:9", "k" * 32, service="shop")
+    assert handler.batcher.stats()["spooled_batches"] == 0
+    handler.close()
+
+
 weird = st.recursive(
     st.none()
     | st.booleans()
@@ -406,6 +449,18 @@ def test_a_run_reports_its_start_and_its_success(rig: Rig) -> None:
     assert started["task.id"] == succeeded["task.id"] == run.id
     assert succeeded["event.duration"] >= 0
     assert (succeeded["event.outcome"], succeeded["log.level"]) == ("success", "info")
+
+
+def test_an_exit_with_a_code_of_any_kind_passes_through(rig: Rig) -> None:
+    class Code:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("not comparable")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    with pytest.raises(SystemExit), shippers.task("t", report=True):
+        raise SystemExit(Code())
+    assert [report["task.status"] for report in rig.reports()] == ["started", "failed"]
 
 
 def test_a_failed_run_reports_the_exception_and_lets_it_pass(rig: Rig) -> None:
