@@ -35,14 +35,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Any, Callable, Optional, Union
 
 from shippers import context
 from shippers.record import Finisher, Item, Origin
-from shippers.spool import Spool, SpoolError
+from shippers.spool import Seal, Spool, SpoolError
 from shippers.transport import ENCODINGS, Batch, Outcome, Transport, Verdict
 
 own_threads: set[int] = set()
@@ -84,6 +84,8 @@ class Settings:
         compression: gzip, zstd (needs the extra ``zstd``) or identity.
         spool_max_bytes: Bound on the spool of one process; beyond it the newest batch is dropped.
         spool_fsync: Whether spooled batches must survive a power cut.
+        spool_key: Encrypts the spool (needs the extra ``encryption``): 64 hexadecimal digits; None means
+            ``LOGSVC_SPOOL_KEY``, and without that no encryption.
         timeout_s: Longest wait for the service in one attempt.
         exit_timeout_s: How long the exit of the program may wait for the service; what is left
             then is spooled.
@@ -102,6 +104,7 @@ class Settings:
     compression: str = "gzip"
     spool_max_bytes: int = 512 * 1024 * 1024
     spool_fsync: bool = True
+    spool_key: Optional[str] = field(default=None, repr=False)
     timeout_s: float = 10.0
     exit_timeout_s: float = 3.0
     backoff_first_s: float = 0.5
@@ -216,6 +219,12 @@ class Batcher:
         self._transport = transport
         self._origin = origin
         self._spool_root = spool_root
+        key = self.settings.spool_key or os.environ.get("LOGSVC_SPOOL_KEY")
+        self._seal: Seal | None = None
+        if key and spool_root is not None:
+            from shippers.seal import AesSeal
+
+            self._seal = AesSeal(key)
         self._rng = rng or random.Random()
         self._complaints: dict[str, float] = {}
         self._start_afresh()
@@ -248,6 +257,7 @@ class Batcher:
                 max_bytes=self.settings.spool_max_bytes,
                 owner=f"{os.getpid()}-{self._origin.epoch}",
                 fsync=self.settings.spool_fsync,
+                seal=self._seal,
             )
         self._drops: dict[str, int] = {}
         self._drops_reported: Mapping[str, int] = {}
@@ -695,7 +705,14 @@ class Batcher:
     def _send_oldest(self) -> None:
         if self._spool is not None and len(self._spool):
             with self._spooling:
-                spooled = self._spool.oldest()
+                try:
+                    spooled = self._spool.oldest()
+                except SpoolError as exc:
+                    self._retry_at = time.monotonic() + _SPOOL_RETRY_S
+                    self._complain("spool", str(exc))
+                    with self._changed:
+                        self._changed.wait(0.02)  # close() tries on until its deadline
+                    return
                 self._count_corrupt()
             if spooled is not None:
                 if self._attempt(spooled.batch):
@@ -773,6 +790,8 @@ class Batcher:
         if count:
             self._corrupt_counted += count
             self._count_drop("spool_corrupt", count, f"set aside in {self._spool.directory}")
+        if self._spool.locked_batches:
+            self._complain("locked", f"{self._spool.directory} holds batches that another spool_key opens; they wait")
 
     def _save_the_rest(self) -> None:
         """After the threads: spool what could not be sent, or count it as lost."""

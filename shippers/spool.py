@@ -7,7 +7,8 @@ refused. Files come out oldest first.
 
 Two processes never share a directory: each makes its own below ``root`` and holds a lock on it.
 What a dead process left is adopted: whoever gets its lock moves its files over. Directories have
-mode 0700, files 0600, and what is in them was masked before it came here.
+mode 0700, files 0600, and what is in them was masked before it came here, and is encrypted if there
+is a key (seal.py). A file that cannot be read now (too many open files, a failing disk) is kept.
 
 ::
 
@@ -15,7 +16,7 @@ mode 0700, files 0600, and what is in them was masked before it came here.
       1842-9f3c…/               one process: pid and epoch
         lock                    locked while that process lives
         01732…-00000007-512.batch   time in ns, number, records: sorts by age
-        01732…-00000003-100.corrupt set aside
+        01732…-00000003-100.corrupt set aside; the newest few are kept for whoever wants to know
 
 Not here: when to retry (batcher.py), how to send (transport.py).
 """
@@ -35,14 +36,16 @@ from typing import IO, Callable, Protocol
 from shippers.transport import ENCODINGS, Batch
 
 _MAGIC = b"LSP1"
-# magic, encoding, records, then the BLAKE2b of the sealed body
-_HEADER = struct.Struct(">4sBI16s")
+# magic, encoding, records, key (zero for none), then the BLAKE2b of the sealed body
+_HEADER = struct.Struct(">4sBI8s16s")
+_NO_KEY = bytes(8)
 _SUFFIX = ".batch"
+_CORRUPT_KEPT = 16
 _LOCK = "lock"
 
 
 class SpoolError(Exception):
-    """A batch was not kept; ``reason`` is for counting: spool_full, disk_full or spool_failed."""
+    """A batch was not kept, or cannot be read now; ``reason``: spool_full, disk_full or spool_failed."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -50,24 +53,21 @@ class SpoolError(Exception):
 
 
 class Seal(Protocol):
-    """Turns a body into what stands on disk and back; the place for encryption.
+    """Turns a body into what stands on disk and back: encryption.
 
-    ``open`` raises ValueError for what ``close`` did not make.
+    ``about`` is bound to the body: ``open`` raises ValueError for what ``close`` did not make of both.
+    ``key_id`` names the key, in 8 bytes that are not all zero.
     """
 
-    def close(self, body: bytes) -> bytes: ...
+    key_id: bytes
 
-    def open(self, sealed: bytes) -> bytes: ...
+    def close(self, body: bytes, about: bytes) -> bytes: ...
+
+    def open(self, sealed: bytes, about: bytes) -> bytes: ...
 
 
-class NoSeal:
-    """Leaves bodies as they are."""
-
-    def close(self, body: bytes) -> bytes:
-        return body
-
-    def open(self, sealed: bytes) -> bytes:
-        return sealed
+class _OtherKey(Exception):
+    """A batch was sealed with a key that is not ours."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Spool:
     Attributes:
         corrupt_batches: Files set aside because they did not hold what was written.
         corrupt_records: Records that were in them, by their names.
+        locked_batches: Files left alone because they were sealed with another key.
     """
 
     def __init__(
@@ -112,11 +113,14 @@ class Spool:
         self.max_bytes = max_bytes
         self.corrupt_batches = 0
         self.corrupt_records = 0
+        self.locked_batches = 0
         self._fsync = fsync
-        self._seal = seal or NoSeal()
+        self._seal = seal
         self._clock_ns = clock_ns
         self._lock: IO[bytes] | None = None
         self._number = 0
+        self._newest_ns = 0
+        self._size_bytes = 0
         self._sizes: dict[str, int] = {}  # name → bytes, of the files that wait
 
     def __len__(self) -> int:
@@ -126,7 +130,7 @@ class Spool:
     @property
     def size_bytes(self) -> int:
         """Bytes of the batches that wait."""
-        return sum(self._sizes.values())
+        return self._size_bytes
 
     def append(self, batch: Batch) -> None:
         """Keep ``batch`` durably, as the newest.
@@ -134,14 +138,18 @@ class Spool:
         Raises:
             SpoolError: If it is not kept; nothing of it remains on disk.
         """
-        sealed = self._seal.close(batch.body)
+        encoding = ENCODINGS.index(batch.encoding)
+        key_id, sealed = _NO_KEY, batch.body
+        if self._seal is not None:
+            key_id, sealed = self._seal.key_id, self._seal.close(batch.body, _about(encoding, batch.records))
         size = _HEADER.size + len(sealed)
         if self.size_bytes + size > self.max_bytes:
             raise SpoolError("spool_full", f"the spool {self.directory} holds its {self.max_bytes} bytes")
         self._number += 1
-        name = f"{self._clock_ns():020d}-{self._number:08d}-{batch.records}{_SUFFIX}"
+        self._newest_ns = max(self._clock_ns(), self._newest_ns + 1)  # in order, though the clock is set back
+        name = f"{self._newest_ns:020d}-{self._number:08d}-{batch.records}{_SUFFIX}"
         digest = hashlib.blake2b(sealed, digest_size=16).digest()
-        header = _HEADER.pack(_MAGIC, ENCODINGS.index(batch.encoding), batch.records, digest)
+        header = _HEADER.pack(_MAGIC, encoding, batch.records, key_id, digest)
         temporary = self.directory / f"{name}.tmp"
         try:
             self._open()
@@ -160,25 +168,33 @@ class Spool:
                 _remove(leftover)
             is_full = exc.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
             raise SpoolError("disk_full" if is_full else "spool_failed", f"cannot spool to {temporary}: {exc}") from exc
-        self._sizes[name] = size
+        self._add(name, size)
 
     def oldest(self) -> Spooled | None:
         """Return the batch that has waited longest, or None; it stays until ``remove``.
 
-        Files that do not hold what was written are set aside and counted on the way.
+        Files that do not hold what was written, or are gone, are set aside and counted on the way.
+
+        Raises:
+            SpoolError: If it cannot be read now.
         """
         while self._sizes:
             name = min(self._sizes)
             path = self.directory / name
             try:
                 return Spooled(self._decode(path.read_bytes()), path)
-            except (OSError, ValueError):
+            except (FileNotFoundError, ValueError):
                 self._set_aside(path)
+            except _OtherKey:
+                self.locked_batches += 1
+                self._drop(name)
+            except OSError as exc:
+                raise SpoolError("spool_failed", f"cannot read {path}: {exc}") from exc
         return None
 
     def remove(self, spooled: Spooled) -> None:
         """Forget a batch that has been sent."""
-        self._sizes.pop(spooled.path.name, None)
+        self._drop(spooled.path.name)
         _remove(spooled.path)
 
     def adopt(self) -> int:
@@ -208,18 +224,35 @@ class Spool:
             if not self._sizes:
                 self._discard(self.directory)
             lock.close()
-        self._sizes.clear()
+        self._forget_files()
 
     def forget(self) -> None:
         """Drop what a fork copied; the directory remains the parent's."""
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.close()  # the lock belongs to the open file, which the parent holds too
+        self._forget_files()
+
+    def _add(self, name: str, size: int) -> None:
+        self._sizes[name] = size
+        self._size_bytes += size
+        stamp = name.partition("-")[0]
+        if stamp.isdigit():
+            self._newest_ns = max(self._newest_ns, int(stamp))
+
+    def _drop(self, name: str) -> None:
+        self._size_bytes -= self._sizes.pop(name, 0)
+
+    def _forget_files(self) -> None:
         self._sizes.clear()
+        self._size_bytes = 0
 
     def _open(self) -> None:
         if self._lock is not None:
-            return
+            if _is_at(self._lock, self.directory / _LOCK):
+                return
+            self._lock.close()  # somebody has cleared the directory away: make it anew
+            self._lock = None
         for _ in range(10):
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = lock_file(self.directory / _LOCK, create=True)
@@ -231,8 +264,8 @@ class Spool:
             raise OSError(errno.EBUSY, "the spool directory belongs to another process", str(self.directory))
         self._lock = lock
         for name in os.listdir(self.directory):
-            if name.endswith(_SUFFIX):
-                self._sizes[name] = (self.directory / name).stat().st_size
+            if name.endswith(_SUFFIX) and name not in self._sizes:
+                self._add(name, (self.directory / name).stat().st_size)
 
     def _adopt_from(self, directory: Path) -> int:
         adopted = 0
@@ -253,7 +286,7 @@ class Spool:
                         name if name not in self._sizes else f"{name[: -len(_SUFFIX)]}-{os.urandom(4).hex()}{_SUFFIX}"
                     )
                     os.rename(path, self.directory / target)
-                    self._sizes[target] = size
+                    self._add(target, size)
                     adopted += 1
                 else:
                     os.replace(path, self.directory / name)
@@ -273,16 +306,20 @@ class Spool:
     def _decode(self, data: bytes) -> Batch:
         if len(data) < _HEADER.size:
             raise ValueError("shorter than its header")
-        magic, encoding, records, digest = _HEADER.unpack_from(data)
+        magic, encoding, records, key_id, digest = _HEADER.unpack_from(data)
         sealed = data[_HEADER.size :]
         if magic != _MAGIC or encoding >= len(ENCODINGS):
             raise ValueError("no batch of ours")
         if hashlib.blake2b(sealed, digest_size=16).digest() != digest:
             raise ValueError("checksum differs")
-        return Batch(self._seal.open(sealed), ENCODINGS[encoding], records)
+        if key_id != _NO_KEY:
+            if self._seal is None or key_id != self._seal.key_id:
+                raise _OtherKey
+            sealed = self._seal.open(sealed, _about(encoding, records))
+        return Batch(sealed, ENCODINGS[encoding], records)
 
     def _set_aside(self, path: Path) -> None:
-        self._sizes.pop(path.name, None)
+        self._drop(path.name)
         self.corrupt_batches += 1
         try:
             self.corrupt_records += int(path.name[: -len(_SUFFIX)].split("-")[2])
@@ -290,8 +327,14 @@ class Spool:
             pass
         try:
             os.replace(path, path.with_suffix(".corrupt"))
+            for older in sorted(self.directory.glob("*.corrupt"))[:-_CORRUPT_KEPT]:
+                _remove(older)
         except OSError:
             _remove(path)
+
+
+def _about(encoding: int, records: int) -> bytes:
+    return b"%d %d" % (encoding, records)
 
 
 def default_root() -> Path | None:

@@ -280,6 +280,20 @@ def test_a_spool_that_cannot_be_written_leaves_records_in_memory(closing: list[B
     assert messages(transport) == ["one", "two"]
 
 
+def test_with_a_key_in_the_environment_the_spool_is_encrypted(
+    closing: list[Batcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGSVC_SPOOL_KEY", "ab" * 32)
+    transport = CapturingTransport()
+    transport.go_away()
+    batcher = make(closing, transport, tmp_path, compression="identity")
+    put(batcher, "plain words")
+    wait_until(lambda: batcher.stats()["spooled_batches"] == 1)
+    assert not any(b"plain words" in path.read_bytes() for path in tmp_path.rglob("*.batch"))
+    transport.come_back()
+    assert transport.wait_for(1)[0]["message"] == "plain words"
+
+
 def test_a_process_that_was_killed_has_its_spool_sent_by_the_next(service: Service, tmp_path: Path) -> None:
     program = """
 import logging, os, signal, sys, shippers
