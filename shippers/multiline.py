@@ -1,9 +1,10 @@
 """Multiline: lines that belong to one record, joined; and what a stack says, read back from its text.
 
 An exception is one event, but a file holds it as many lines. A ``Joiner`` is fed the lines of one
-stream and gives back records: a log line with the stack that follows it, or a bare stack. Python
-tracebacks are known, with chained causes, exception groups and messages of several lines; another
-language is one more class with ``begins`` and ``continues`` in ``_STACKS``.
+stream and gives back records: a log line with the stack that follows it, or a bare stack. Known are
+Python tracebacks (chained causes, exception groups, markers under the code, messages of several
+lines), stacks whose frames begin with "at" (Java and other languages of the JVM, JavaScript, .NET),
+and Go's panics and goroutines; another language is one more class in ``_STACKS``.
 
 What always holds: no line is lost or changed, order is kept, and a record is bounded in lines and
 characters (the rest starts a new one). State is only what is held back: at most one record.
@@ -29,9 +30,40 @@ _CHAINED = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",
 )
+_FRAME = re.compile(r"\s+at [\w$<\[/.(]")
+_THROWABLE = r"(?:[A-Za-z_$][\w$.]*)?(?:Error|Exception|Throwable|Failure|Fault)"
+# As the JVM, .NET and JavaScript print it: "Uncaught TypeError: …", "Error [ERR_X]: …", "java.io.IOException".
+_THROWN = re.compile(
+    rf"(?:Exception in thread \"[^\"]{{0,200}}\" |Unhandled exception\. |Uncaught )?(?P<type>{_THROWABLE})"
+    r"(?: \[\w+\])?(?::\s?(?P<message>.*))?$"
+)
+_THROWN_INSIDE = re.compile(rf"(?<![\w$.])(?P<type>{_THROWABLE})(?: \[\w+\])?: (?P<message>.*)$")
+_THROWN_AT = re.compile(r"(?:/|file://|node:|[A-Z]:\\)\S*:\d+$")
+_AT_GOES_ON = re.compile(
+    r"\s*(?:(?:Caused by|Suppressed|Wrapped by): |\.\.\. \d+ (?:more|common frames omitted|lines matching)|[}\]]+,?$"
+    r"|Node\.js v\d|--- End of )"
+)
+_GOROUTINE = re.compile(r"goroutine \d+ (?:gp=\S+ )?[^\[]*\[[^\]]+\]:$")
+_GO_GOES_ON = re.compile(
+    r"\t|goroutine \d+ |\[signal |\[recovered|created by |exit status \d|\.\.\.additional frames|runtime stack:$"
+    r"|panic: |[\w./*()\-~\[\]{}·%]+\(.*\)$"
+)
+# Substrings of which every line that begins or continues a stack has one; most lines have none.
+_MARKS = ("\n ", "\n\t", "Traceback (", "Error", "Exception", "Throwable", "Failure", "Fault", "goroutine ", "panic: ")
 _GROUP_END = re.compile(r"\s*\+-{10,}$")
 # What libraries append to an exception's message on lines of their own: SQLAlchemy, psycopg.
-_MESSAGE_GOES_ON = ("[SQL:", "[parameters:", "[generated in", "(Background on this error", "DETAIL:", "HINT:", "LINE ")
+_MESSAGE_GOES_ON = (
+    "[SQL:",
+    "[parameters:",
+    "[generated in",
+    "(Background on this error",
+    "DETAIL:",
+    "HINT:",
+    "LINE ",
+    "Call stack:",
+    "Message: ",
+    "Arguments: ",
+)
 _HEAD = re.compile(
     r"[\[(<\"' ]{0,2}(?:"
     r"\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d"  # 2024-12-25 13:00, also with slashes
@@ -53,11 +85,19 @@ def begins_record(line: str) -> bool:
 
 
 class _Stack(Protocol):
-    """A stack that has begun. Subclasses of one language each; one instance a stack."""
+    """A stack that has begun. Subclasses of one kind each; one instance a stack."""
 
-    @staticmethod
-    def begins(line: str) -> bool:
-        """Tell whether a stack of this language begins with ``line``."""
+    @classmethod
+    def begin(cls, line: str) -> _Stack | None:
+        """Return the stack that begins with ``line``, or None."""
+
+    def belongs_to(self, line: str, before: str) -> bool:
+        """Tell whether the stack that begins with ``line`` belongs to the record ``before`` it.
+
+        Args:
+            line: Its first line.
+            before: The single line of that record.
+        """
 
     def continues(self, line: str, *, is_after_blank: bool, has_head: bool) -> bool:
         """Tell whether ``line`` (never blank) belongs to the stack, and remember where it stands.
@@ -70,6 +110,11 @@ class _Stack(Protocol):
         """
 
 
+def _may_fail(before: str) -> bool:
+    """Tell whether a line is one that a stack would follow: not an info, not a JSON object."""
+    return bool(before.strip()) and not before.startswith("{") and _CALM.search(before, 0, 120) is None
+
+
 class _PythonStack:
     """A traceback: frames, then the line of the exception, then perhaps another by chaining."""
 
@@ -77,9 +122,12 @@ class _PythonStack:
         self._is_in_frames = True
         self._is_chained = False
 
-    @staticmethod
-    def begins(line: str) -> bool:
-        return line.rstrip().endswith(_TRACEBACK)
+    @classmethod
+    def begin(cls, line: str) -> _PythonStack | None:
+        return cls() if line.rstrip().endswith(_TRACEBACK) else None
+
+    def belongs_to(self, line: str, before: str) -> bool:
+        return line.startswith((_TRACEBACK, " ", "\t")) and _may_fail(before)
 
     def continues(self, line: str, *, is_after_blank: bool, has_head: bool) -> bool:
         text = line.rstrip()
@@ -93,7 +141,7 @@ class _PythonStack:
         if text in _CHAINED:
             self._is_chained = True
             return True
-        if self.begins(line):
+        if text.endswith(_TRACEBACK):
             if self._is_chained:
                 self._is_in_frames, self._is_chained = True, False
                 return True
@@ -103,7 +151,72 @@ class _PythonStack:
         return has_head or (not is_after_blank and (line[0] in " \t" or text.startswith(_MESSAGE_GOES_ON)))
 
 
-_STACKS: tuple[type[_PythonStack], ...] = (_PythonStack,)
+class _AtStack:
+    """The line of the exception, then frames that begin with "at", then perhaps a cause with its own.
+
+    Node.js prints the place and the code before an error that nobody catches, and properties of an
+    error in braces after it.
+    """
+
+    def __init__(self, *, is_in_preface: bool = False, is_announced: bool = False) -> None:
+        self._is_in_preface = is_in_preface
+        self._preface_lines = 0
+        self._is_before_frames = True
+        self._is_announced = is_announced
+
+    @classmethod
+    def begin(cls, line: str) -> _AtStack | None:
+        if _FRAME.match(line):
+            stack = cls()
+            stack._is_before_frames = False
+            return stack
+        if _THROWN.match(line):
+            return cls(is_announced=line.startswith("Exception in thread"))
+        return cls(is_in_preface=True) if _THROWN_AT.match(line) else None
+
+    def belongs_to(self, line: str, before: str) -> bool:
+        if self._is_in_preface or self._is_announced:
+            return False
+        if not self._is_before_frames:
+            return not before.startswith("{")
+        return begins_record(before) and _may_fail(before)
+
+    def continues(self, line: str, *, is_after_blank: bool, has_head: bool) -> bool:
+        if self._is_in_preface:
+            self._preface_lines += 1
+            if _THROWN.match(line):
+                self._is_in_preface = False
+                return True
+            return self._preface_lines <= 4 and not begins_record(line)
+        if _FRAME.match(line):
+            self._is_before_frames = False
+            return True
+        if begins_record(line):
+            return False
+        if _AT_GOES_ON.match(line):
+            self._is_before_frames = self._is_before_frames or line.lstrip().startswith("Caused by")
+            return True
+        if has_head:
+            return True
+        return not is_after_blank and (line[0] in " \t" or (self._is_announced and self._is_before_frames))
+
+
+class _GoStack:
+    """A panic or fatal error, then goroutines with their calls, each followed by its place."""
+
+    @classmethod
+    def begin(cls, line: str) -> _GoStack | None:
+        return cls() if line.startswith(("panic: ", "fatal error: ")) or _GOROUTINE.match(line) else None
+
+    def belongs_to(self, line: str, before: str) -> bool:
+        # net/http logs "http: panic serving …" before the goroutine; a panic itself stands alone.
+        return line.startswith("goroutine ") and begins_record(before)
+
+    def continues(self, line: str, *, is_after_blank: bool, has_head: bool) -> bool:
+        return _GO_GOES_ON.match(line) is not None
+
+
+_STACKS: tuple[type[_Stack], ...] = (_PythonStack, _AtStack, _GoStack)
 
 
 @dataclass(frozen=True)
@@ -171,9 +284,12 @@ class Joiner(Generic[T]):
                 self._blanks.clear()
                 self._append([line])
                 return []
-        elif self._is_begun_by(line) and line.startswith((_TRACEBACK, " ", "\t")) and self._may_own_stack():
-            self._append([line])
-            return []
+        else:
+            stack = _begin(line)
+            if stack is not None and self._has_room(line) and stack.belongs_to(line, self._lines[0]):
+                self._stack = stack
+                self._append([line])
+                return []
         completed = self.flush()
         self._begin(line, mark)
         return completed
@@ -188,25 +304,23 @@ class Joiner(Generic[T]):
         self._blanks.clear()
         return completed
 
+    def feed_plain(self, lines: list[tuple[T, str]]) -> list[Joined[T]]:
+        """Like ``feed`` for each of ``lines``, and fast if none of them begins or continues a stack."""
+        text = "\n".join([line for _, line in lines])
+        if self._stack is not None or text[:1] in " \t" or "\n/" in text or any(mark in text for mark in _MARKS):
+            completed: list[Joined[T]] = []
+            for mark, line in lines:
+                completed += self.feed(line, mark)
+            return completed
+        completed = self.flush()
+        completed += [Joined(line, mark) for mark, line in lines[:-1]]
+        self._begin(lines[-1][1], lines[-1][0])
+        return completed
+
     def _begin(self, line: str, mark: T) -> None:
         self._lines, self._chars, self._mark = [line], len(line), mark
         self._has_head = begins_record(line)
-        self._is_begun_by(line)
-
-    def _is_begun_by(self, line: str) -> bool:
-        for kind in _STACKS:
-            if kind.begins(line):
-                self._stack = kind()
-                return True
-        return False
-
-    def _may_own_stack(self) -> bool:
-        """Whether the held line is one that a stack would follow: not an info, not a JSON object."""
-        first = self._lines[0]
-        if first.strip() and not first.startswith("{") and _CALM.search(first, 0, 120) is None:
-            return True
-        self._stack = None
-        return False
+        self._stack = _begin(line)
 
     def _has_room(self, line: str) -> bool:
         return len(self._lines) < MAX_LINES and self._chars + len(line) <= MAX_CHARS
@@ -214,6 +328,14 @@ class Joiner(Generic[T]):
     def _append(self, lines: list[str]) -> None:
         self._lines += lines
         self._chars += sum(map(len, lines))
+
+
+def _begin(line: str) -> _Stack | None:
+    for kind in _STACKS:
+        stack = kind.begin(line)
+        if stack is not None:
+            return stack
+    return None
 
 
 def join(lines: Iterable[str]) -> Iterator[str]:
@@ -247,16 +369,61 @@ _EXCEPTION = re.compile(r"([A-Za-z_][\w.]*(?:\.<locals>\.\w+)*)(?:: ?(.*))?$", r
 
 
 def parse_stack(text: str) -> Parsed | None:
-    r"""Return what a record with a Python traceback says; None if it holds none.
+    r"""Return what a record with a stack says; None if it holds none.
 
-    Of chained exceptions the last counts, of a group the group itself.
+    Of chained exceptions that counts which ended the program, of a group the group itself.
 
     >>> parsed = parse_stack('it broke\nTraceback (most recent call last):\n  File "a.py", line 1\nKeyError: 1')
     >>> parsed.head, parsed.type, parsed.message
     ('it broke', 'KeyError', '1')
+    >>> parsed = parse_stack("it broke\njava.lang.IllegalStateException: closed\n\tat shop.Till.pay(Till.java:3)")
+    >>> parsed.head, parsed.type, parsed.message
+    ('it broke', 'java.lang.IllegalStateException', 'closed')
     """
-    if _TRACEBACK not in text:
+    if "\n" not in text:
         return None
+    if _TRACEBACK in text:
+        return _parse_python(text)
+    lines = text.split("\n")
+    if "\n\t" in text and any(_GOROUTINE.match(line) for line in lines):
+        return _parse_go(lines)
+    for number, line in enumerate(lines):
+        if number and _FRAME.match(line):
+            return _parse_at(lines, number)
+    return None
+
+
+def _parse_at(lines: list[str], frame: int) -> Parsed | None:
+    for number, line in enumerate(lines[:frame]):
+        match = _THROWN.match(line)
+        if match is not None:
+            head = lines[:number]
+            if head and _THROWN_AT.match(head[0]):
+                head = []  # the place and the code, which Node.js prints, are part of the stack
+            announced = line[: match.start("type")].rstrip()
+            head += [announced] if announced else []
+            message = "\n".join([match["message"] or "", *lines[number + 1 : frame]]).rstrip()
+            return Parsed("\n".join(head).strip(), match["type"], message, "\n".join(lines[len(head) and number :]))
+    match = _THROWN_INSIDE.search(lines[frame - 1])
+    if match is None:
+        return Parsed("\n".join(lines[:frame]).strip(), "", "", "\n".join(lines[frame:]))
+    return Parsed("\n".join(lines[:frame]).strip(), match["type"], match["message"], "\n".join(lines[frame:]))
+
+
+def _parse_go(lines: list[str]) -> Parsed:
+    start = next(number for number, line in enumerate(lines) if _GoStack.begin(line) is not None)
+    head, stack = "\n".join(lines[:start]).strip(), "\n".join(lines[start:])
+    kind, _, message = lines[start].partition(": ")
+    if _GOROUTINE.match(lines[start]):
+        return Parsed(head, "panic", "", stack)
+    for line in lines[start + 1 :]:
+        if not line.startswith("\t"):
+            break
+        message += "\n" + line[1:]
+    return Parsed(head, kind, message, stack)
+
+
+def _parse_python(text: str) -> Parsed | None:
     lines = text.split("\n")
     starts = [
         number

@@ -48,6 +48,111 @@ GROUP = """\
     | OSError: b
     +------------------------------------"""
 
+CHARGED = """\
+Traceback (most recent call last):
+  File "/app/t.py", line 6, in <module>
+    try: f()
+         ~^^
+  File "/app/t.py", line 5, in f
+    raise RuntimeError("no")
+  [Previous line repeated 996 more times]
+RuntimeError: no"""
+
+SYNTAX = """\
+Traceback (most recent call last):
+  File "/app/t.py", line 18, in <module>
+    exec(compile("x = (1,", "f.py", "exec"))
+  File "f.py", line 1
+    x = (1,
+        ^
+SyntaxError: '(' was never closed"""
+
+LOGGING = """\
+Traceback (most recent call last):
+  File "/app/logging/__init__.py", line 400, in getMessage
+    msg = msg % self.args
+          ~~~~^~~~~~~~~~~
+TypeError: %d format: a real number is required, not str
+Call stack:
+  File "/app/t.py", line 26, in <module>
+    logging.error("%d", "x")
+Message: '%d'
+Arguments: ('x',)"""
+
+JAVA = """\
+java.lang.IllegalStateException: charge failed
+\tat shop.Billing.charge(Billing.java:4)
+\tat shop.Billing.main(Billing.java:6)
+\tSuppressed: java.io.IOException: close
+\t\t... 2 more
+Caused by: java.lang.NullPointerException: Cannot invoke "java.lang.Integer.intValue()"
+\tat shop.Billing.get(Billing.java:3)
+\t... 2 more"""
+
+JAVA_THREAD = 'Exception in thread "main" ' + JAVA.replace("failed", "failed\nsecond line")
+
+NODE = """\
+ChargeError: charge failed
+    at charge (/app/billing.js:3:45)
+    at Object.<anonymous> (/app/billing.js:4:7)
+    ... 5 lines matching cause stack trace ...
+    at node:internal/main/run_main_module:28:49 {
+  code: 'E17',
+  [cause]: TypeError: Cannot read properties of null (reading 'x')
+      at get (/app/billing.js:2:20)
+      at node:internal/main/run_main_module:28:49
+}"""
+
+NODE_UNCAUGHT = """\
+/app/billing.js:6
+Promise.reject(new Error("unhandled"));
+               ^
+
+Error: unhandled
+    at Object.<anonymous> (/app/billing.js:6:16)
+    at node:internal/main/run_main_module:28:49
+
+Node.js v20.20.2"""
+
+GO = """\
+panic: runtime error: invalid memory address or nil pointer dereference
+[signal SIGSEGV: segmentation violation code=0x1 addr=0x0 pc=0x49eae4]
+
+goroutine 1 [running]:
+main.get(...)
+\t/app/billing.go:4
+main.main()
+\t/app/billing.go:10 +0xe4
+
+goroutine 19 [runnable]:
+main.main.func2()
+\t/app/billing.go:9
+created by main.main in goroutine 1
+\t/app/billing.go:9 +0xd6
+exit status 2"""
+
+GO_AGAIN = """\
+panic: no money
+\tsecond line
+
+goroutine 1 [running]:
+panic({0x4ae560?, 0x57f2f0?})
+\t/go/src/runtime/panic.go:860 +0x13a
+shop/billing.(*Till).Pay(0x0, {0x1, 0x2})
+\t/app/billing.go:3 +0x3b"""
+
+SAMPLES = {
+    "charged": CHARGED,
+    "syntax": SYNTAX,
+    "logging": LOGGING,
+    "java": JAVA,
+    "java_thread": JAVA_THREAD,
+    "node": NODE,
+    "node_uncaught": NODE_UNCAUGHT,
+    "go": GO,
+    "go_again": GO_AGAIN,
+}
+
 HEAD = "2024-12-25 13:00:00,123 ERROR shop: charge failed"
 NEXT = "2024-12-25 13:00:01,123 INFO shop: going on"
 
@@ -62,6 +167,49 @@ def test_a_stack_joins_the_line_that_logged_it(stack: str) -> None:
 @pytest.mark.parametrize("following", ["INFO:root:next", '{"a": 1}', "plain words follow", ""])
 def test_a_bare_stack_is_a_record_of_its_own(stack: str, following: str) -> None:
     assert list(join([NEXT, *stack.split("\n"), following])) == [NEXT, stack, following]
+
+
+@pytest.mark.parametrize("stack", SAMPLES.values(), ids=SAMPLES)
+@pytest.mark.parametrize("following", [NEXT, '{"a": 1}'])
+def test_a_stack_of_any_language_is_one_record(stack: str, following: str) -> None:
+    assert list(join([NEXT, *stack.split("\n"), following])) == [NEXT, stack, following]
+
+
+@pytest.mark.parametrize("name", ["charged", "syntax", "logging", "java", "node"])
+def test_a_stack_of_any_language_joins_the_line_that_logged_it(name: str) -> None:
+    stack = SAMPLES[name]
+    assert list(join([NEXT, HEAD, *stack.split("\n"), NEXT])) == [NEXT, f"{HEAD}\n{stack}", NEXT]
+
+
+@pytest.mark.parametrize("name", ["java_thread", "node_uncaught", "go"])
+def test_what_kills_a_program_has_nothing_to_do_with_the_line_before(name: str) -> None:
+    stack = SAMPLES[name]
+    assert list(join([HEAD, *stack.split("\n")])) == [HEAD, stack]
+
+
+def test_the_goroutine_of_a_server_joins_the_line_that_logged_its_panic() -> None:
+    head = "2024/12/25 13:00:00 http: panic serving 127.0.0.1:5000: boom"
+    goroutine = GO_AGAIN.split("\n\n")[1]
+    assert list(join([head, *goroutine.split("\n"), NEXT])) == [f"{head}\n{goroutine}", NEXT]
+    parsed = parse_stack(f"{head}\n{goroutine}")
+    assert parsed is not None
+    assert (parsed.head, parsed.type, parsed.stack) == (head, "panic", goroutine)
+
+
+def test_frames_join_the_line_that_names_their_error() -> None:
+    text = f"{HEAD} Error: no such card\n    at charge (/app/billing.js:3:45)"
+    assert list(join([*text.split("\n"), NEXT])) == [text, NEXT]
+    parsed = parse_stack(text)
+    assert parsed is not None
+    assert (parsed.head, parsed.type, parsed.message) == (f"{HEAD} Error: no such card", "Error", "no such card")
+
+
+def test_a_message_of_several_lines_belongs_to_a_stack_of_java() -> None:
+    stack = JAVA.replace("failed", "failed\nsecond line")
+    assert list(join([HEAD, *stack.split("\n"), NEXT])) == [f"{HEAD}\n{stack}", NEXT]
+    parsed = parse_stack(f"{HEAD}\n{stack}")
+    assert parsed is not None
+    assert (parsed.type, parsed.message) == ("java.lang.IllegalStateException", "charge failed\nsecond line")
 
 
 def test_two_stacks_in_a_row_are_two_records() -> None:
@@ -86,6 +234,27 @@ def test_an_interrupted_stack_does_not_swallow_the_next_record() -> None:
 def test_lines_that_belong_to_nothing_stay_alone() -> None:
     lines = ["one", "", "  two", "File three", "KeyError: four"]
     assert list(join(lines)) == lines
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from(sorted({line for text in (GROUP, CHAINED, *SAMPLES.values()) for line in text.split("\n")}))
+            | st.sampled_from([HEAD, NEXT, "plain", "", "/a b"]),
+            min_size=1,
+        )
+    )
+)
+def test_lines_taken_together_are_joined_as_one_by_one(blocks: list[list[str]]) -> None:
+    one, together = Joiner[int](), Joiner[int]()
+    number, expected, got = 0, [], []
+    for block in blocks:
+        numbered = list(enumerate(block, number))
+        number += len(block)
+        got += together.feed_plain(numbered)
+        for mark, line in numbered:
+            expected += one.feed(line, mark)
+    assert got + together.flush() == expected + one.flush()
 
 
 @given(
@@ -114,6 +283,12 @@ def test_an_endless_stack_is_cut_into_records() -> None:
         (CHAINED, "shop.errors.Refused", "no"),
         (SQL, "sqlalchemy.exc.OperationalError", SQL.split("OperationalError: ", 1)[1]),
         (GROUP, "ExceptionGroup", "two (2 sub-exceptions)"),
+        (CHARGED, "RuntimeError", "no"),
+        (SYNTAX, "SyntaxError", "'(' was never closed"),
+        (JAVA, "java.lang.IllegalStateException", "charge failed"),
+        (NODE, "ChargeError", "charge failed"),
+        (GO, "panic", "runtime error: invalid memory address or nil pointer dereference"),
+        (GO_AGAIN, "panic", "no money\nsecond line"),
     ],
 )
 @pytest.mark.parametrize("head", ["", HEAD])
@@ -121,6 +296,14 @@ def test_type_and_message_are_read_back(stack: str, kind: str, message: str, hea
     parsed = parse_stack(f"{head}\n{stack}" if head else stack)
     assert parsed is not None
     assert (parsed.head, parsed.type, parsed.message, parsed.stack) == (head, kind, message, stack)
+
+
+def test_the_stack_of_an_error_that_nobody_catches_is_read_back() -> None:
+    uncaught, threaded = parse_stack(NODE_UNCAUGHT), parse_stack(JAVA_THREAD)
+    assert uncaught is not None
+    assert threaded is not None
+    assert (uncaught.head, uncaught.type, uncaught.message) == ("", "Error", "unhandled")
+    assert (threaded.head, threaded.type) == ('Exception in thread "main"', "java.lang.IllegalStateException")
 
 
 def test_what_python_prints_is_read_back() -> None:
