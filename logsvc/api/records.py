@@ -24,7 +24,8 @@ from logsvc import query as language
 from logsvc.api.auth import Reader
 from logsvc.api.parameters import EXAMPLE_RECORD, From, Q, To, example, found, json_response, keyword_field, span_of
 from logsvc.api.services import Services, ServicesDep
-from logsvc.errors import BadInput, Overloaded, StoreUnavailable
+from logsvc.errors import BadInput, Overloaded, StateUnavailable, StoreUnavailable
+from logsvc.keys import Principal, key_from_headers
 from logsvc.records import flatten
 from logsvc.store import MAX_BUCKETS, MAX_PAGE_ROWS, Order, Page, Position, Span
 from logsvc.timestamps import format_duration, format_us, parse_duration
@@ -34,6 +35,7 @@ router = APIRouter(prefix="/api/v1", tags=["records"])
 MAX_INTERVAL_US = 3_650 * 86_400_000_000
 TAIL_POLL_S = 0.4
 TAIL_KEEPALIVE_S = 15.0
+TAIL_CHECK_KEY_S = 5.0
 MAX_TAILS = 200
 _NICE_INTERVALS_S = (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 7 * 86400)
 
@@ -237,24 +239,31 @@ async def tail(
     now_seq = services.journal.last_seq
     start = now_seq if last_event_id is None else min(last_event_id, now_seq)
     return StreamingResponse(
-        _follow(request, services, reader.tenant, node, start),
+        _follow(request, services, reader, node, start),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
 async def _follow(
-    request: Request, services: Services, tenant: str, node: language.Node, after_seq: int
+    request: Request, services: Services, reader: Principal, node: language.Node, after_seq: int
 ) -> AsyncIterator[bytes]:
     """Walk, again and again, over what has become searchable since the last walk; never more than a page in memory."""
+    tenant, key = reader.tenant, key_from_headers(request.headers) or ""
     loop = asyncio.get_running_loop()
     services.tails[tenant] += 1
     try:
         yield b"id: %d\n: following\n\n" % after_seq
         until = after_seq  # how far this walk goes
         after: Position | None = None  # where its last page ended
-        quiet_since = time.monotonic()
+        quiet_since = checked_at = time.monotonic()
         while not (services.stopping.is_set() or await request.is_disconnected()):
+            if time.monotonic() - checked_at > TAIL_CHECK_KEY_S:
+                checked_at = time.monotonic()
+                with contextlib.suppress(StateUnavailable):  # as for a request, whose key was seen lately
+                    if await loop.run_in_executor(services.tail_threads, services.keys.verify, key) != reader:
+                        yield b": the key is revoked or expired\n\n"
+                        return
             if after is None:
                 until = services.indexer.searchable_seq
             if until > after_seq:

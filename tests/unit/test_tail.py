@@ -23,6 +23,8 @@ from logsvc.store import MAX_PAGE_ROWS, Page
 from logsvc.store.embedded import EmbeddedStore
 from tests.support.records import T0, make_entry
 
+READER = Principal("key_1", "test", "default", frozenset({Scope.READ}))
+
 
 class Watched:
     """An embedded store that counts how often it is searched, and fails when told to."""
@@ -56,6 +58,7 @@ def services(tmp_path: Path) -> Iterator[Any]:
             tails=Counter(),
             tail_threads=threads,
             clock=lambda: T0,
+            keys=SimpleNamespace(verify=lambda _key: READER),
         )
     store.close()
 
@@ -64,7 +67,7 @@ class Connected(Request):
     """A request whose client stays."""
 
     def __init__(self) -> None:
-        super().__init__({"type": "http"})
+        super().__init__({"type": "http", "headers": [(b"authorization", b"Bearer the-key")]})
 
     async def is_disconnected(self) -> bool:
         return False
@@ -80,7 +83,7 @@ def test_a_slow_reader_is_read_for_page_by_page_and_loses_nothing(
     async def follow() -> list[int]:
         seen: list[int] = []
         services.indexer.searchable_seq = count
-        async for event in records._follow(Connected(), services, "default", MatchAll(), 0):
+        async for event in records._follow(Connected(), services, READER, MatchAll(), 0):
             _, _, data = event.partition(b"data: ")
             if not data:
                 continue
@@ -97,6 +100,26 @@ def test_a_slow_reader_is_read_for_page_by_page_and_loses_nothing(
         return seen
 
     assert sorted(asyncio.run(follow())) == list(range(1, count + 51))
+
+
+def test_a_tail_ends_when_its_key_does(services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "TAIL_POLL_S", 0.001)
+    monkeypatch.setattr(records, "TAIL_CHECK_KEY_S", 0.0)
+    answers: list[Principal | None] = [READER, READER, None]
+    asked: list[str] = []
+
+    def verify(key: str) -> Principal | None:
+        asked.append(key)
+        return answers.pop(0)
+
+    services.keys.verify = verify
+
+    async def follow() -> list[bytes]:
+        return [event async for event in records._follow(Connected(), services, READER, MatchAll(), 0)]
+
+    assert asyncio.run(follow()) == [b"id: 0\n: following\n\n", b": the key is revoked or expired\n\n"]
+    assert asked == ["the-key"] * 3
+    assert not services.tails
 
 
 def test_a_tenant_leaves_tails_to_the_others(services: Any) -> None:
