@@ -102,7 +102,7 @@ def _imports(package: str) -> Iterator[tuple[Path, str, bool]]:
 
 OWN = {"logsvc", "detectors", "logsvc_demo", "shippers", "tests"}
 # Taken by another package where it is installed: uvicorn, and SQLAlchemy for postgresql:// addresses.
-TAKEN_BY_OTHERS = {"httptools", "uvloop", "psycopg", "logsvc-shippers"}
+TAKEN_BY_OTHERS = {"uvloop", "psycopg", "logsvc-shippers"}
 
 
 def _declared() -> set[str]:
