@@ -13,7 +13,8 @@ Not here: the counts (windows.py), which channels there are (signals.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 
 import numpy as np
 from scipy.special import betainc, log_ndtr
@@ -42,19 +43,26 @@ class Rate:
     slow_spread: float
     by_time: bool
 
-    def dispersion(self, windows: int) -> float:
-        """Return the dispersion of counts over so many windows."""
-        return self.doubt + (self.spread if windows <= 3 else self.slow_spread)
-
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Logarithmic duration: mean and variance in buckets, and the variance of a block's mean."""
+    """Logarithmic duration: mean and variance in buckets, and the variances of a window's and a block's mean."""
 
     mean: float
     variance: float
+    window_variance: float
     block_variance: float
     count: float
+
+
+class Number(IntEnum):
+    """Where ``Baseline.numbers`` has the numbers of each channel, in the order of their classes' fields."""
+
+    ERRORS = 0
+    WARNINGS = 5
+    LATENCY = 10
+    LATENCY_COUNT = 14
+    END = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +72,12 @@ class Baseline:
     While ``is_learning`` only plain rules may open a ticket; a template is new after the first day
     (``is_established``) more readily. ``per_step`` is the mean of records, ``clump`` how many come
     together, as the variance of a window's records over their mean: silence is judged by what comes
-    independently. ``decay`` weighs each block from ``first_block`` on.
+    independently. ``decay`` weighs each block from ``first_block`` to ``until``. ``numbers`` repeats
+    the rates as an array, to be stacked with those of other units; ``pasts`` remembers what
+    ``Series.template_past`` found, which holds as long as this does.
     """
 
+    until: int
     is_learning: bool
     is_established: bool
     records: float
@@ -77,6 +88,8 @@ class Baseline:
     latency: Latency | None
     first_block: int
     decay: FloatArray
+    numbers: FloatArray
+    pasts: dict[tuple[str, int], float] = field(default_factory=dict)
 
 
 def learn(series: Series, until: int, grid: Grid) -> Baseline:
@@ -95,18 +108,38 @@ def learn(series: Series, until: int, grid: Grid) -> Baseline:
     same = (away <= max(block_us, 3_600_000_000)) & (ages + 1 >= per_day / 2)
     days = np.exp2(-(ages + 1) / per_day * 0.32)  # .8 a day
     hour = (days * same) @ rows if count else np.zeros(len(Sum))
+    errors = _rate(rows, decay, total, hour, (Sum.ERRORS, Sum.ERRORS2, Sum.ERRORS_RECORDS))
+    warnings = _rate(rows, decay, total, hour, (Sum.WARNINGS, Sum.WARNINGS2, Sum.WARNINGS_RECORDS))
+    latency = _latency(rows, decay, total, hour)
+    numbers = np.zeros(Number.END)
+    numbers[: Number.WARNINGS] = _numbers(errors)
+    numbers[Number.WARNINGS : Number.LATENCY] = _numbers(warnings)
+    if latency is not None:
+        numbers[Number.LATENCY :] = (
+            latency.mean,
+            latency.variance,
+            latency.window_variance,
+            latency.block_variance,
+            latency.count,
+        )
     return Baseline(
+        until=until,
         is_learning=age < _LEARNING_BLOCKS * 12 or busy < _LEARNING_WINDOWS,
         is_established=age >= _ESTABLISHED_WINDOWS and busy >= _LEARNING_WINDOWS,
         records=float(total[Sum.RECORDS]),
         clump=_clump(rows, decay),
         per_step=float(total[Sum.RECORDS]) / max(float(total[Sum.STEPS]), 1.0),
-        errors=_rate(rows, decay, total, hour, (Sum.ERRORS, Sum.ERRORS2, Sum.ERRORS_RECORDS)),
-        warnings=_rate(rows, decay, total, hour, (Sum.WARNINGS, Sum.WARNINGS2, Sum.WARNINGS_RECORDS)),
-        latency=_latency(rows, decay, total, hour),
+        errors=errors,
+        warnings=warnings,
+        latency=latency,
         first_block=first,
         decay=decay,
+        numbers=numbers,
     )
+
+
+def _numbers(rate: Rate) -> tuple[float, float, float, float, float]:
+    return rate.p, rate.doubt, rate.spread, rate.slow_spread, float(rate.by_time)
 
 
 def _rate(
@@ -163,8 +196,17 @@ def _latency(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: Float
     means = rows[known, Sum.DURATION_SUM] / n
     weights = decay[known] * n
     between = float(weights @ ((means - mean) ** 2 - variance / n)) / float(weights.sum())
+    # The same among windows: what wobbles within the hour must not look slow in a short one.
+    squares = float(total[Sum.WINDOW_SQUARES]) - 2 * mean * float(total[Sum.DURATION_SUM]) + count * mean * mean
+    among = (squares - variance * float(total[Sum.DURATION_WINDOWS])) / count
     mean_hour = (float(hour[Sum.DURATION_SUM]) + 30 * mean) / (float(hour[Sum.DURATIONS]) + 30)
-    return Latency(mean=mean_hour, variance=variance, block_variance=max(between, 0.25), count=count)
+    return Latency(
+        mean=mean_hour,
+        variance=variance,
+        window_variance=max(among, between, 0.25),
+        block_variance=max(between, 0.25),
+        count=count,
+    )
 
 
 def surprise(k: FloatArray, expected: FloatArray, dispersion: float | FloatArray) -> FloatArray:

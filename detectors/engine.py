@@ -42,10 +42,11 @@ from detectors.signals import (
     CUT,
     SILENCE_WINDOWS,
     Evaluation,
-    Lull,
+    Stretch,
+    Watched,
     evaluate,
     is_quiet,
-    lull,
+    lulls,
     silence,
 )
 from detectors.windows import FloatArray, Row, Series
@@ -61,7 +62,10 @@ _FUTURE_US = 25 * 3_600_000_000
 _QUIET_STEPS = 2 * STEPS_PER_WINDOW
 _QUIET_RECORDS = 2
 _HOUR_US = 3_600_000_000
+_BATCH_UNITS = 512
+_FLEET_UNITS = 256
 _FIT_UNITS = 64
+_FIT_BLOCKS = 2048
 _FIT_DAYS = 7
 _FIT_SKIP_DAYS = 0.25
 """A unit's first windows were judged by a young baseline: they look odder than they are."""
@@ -80,9 +84,34 @@ class _Mark:
 
 @dataclass(slots=True)
 class _Unit:
+    """What is known of a unit; ``bases`` are baselines that still hold, one by the block and one by the window."""
+
     series: Series
     live_since: int | None = None
     marks: dict[int, _Mark] = field(default_factory=dict)
+    bases: dict[bool, Baseline] = field(default_factory=dict)
+
+    def baseline(self, until: int, grid: Grid, *, is_block: bool = True) -> Baseline:
+        """Return the baseline before the step ``until``, learned anew only if something changed."""
+        base = self.bases.get(is_block)
+        if base is None or base.until != until:
+            base = self.bases[is_block] = learn(self.series, until, grid)
+        return base
+
+    def change(self, step: int) -> None:
+        """Say that something changed from ``step`` on."""
+        for key in [key for key, base in self.bases.items() if step < base.until]:
+            del self.bases[key]
+
+
+@dataclass(slots=True)
+class _Task:
+    """Windows of a unit that are to be judged in this tick; ``done`` of them are."""
+
+    name: str
+    unit: _Unit
+    steps: list[int]
+    done: int = 0
 
 
 @dataclass(slots=True)
@@ -93,7 +122,7 @@ class _Candidate:
     step: int
     features: FloatArray
     evaluation: Evaluation
-    base: Baseline
+    place: tuple[int, int]  # unit and window in the evaluation
 
 
 class Judge:
@@ -215,14 +244,16 @@ class Judge:
         due, before = self.grid.due_through(cutoff_us), self.grid.due_through(cutoff_us - TICK_US)
         out: list[Judgement] = []
         candidates: list[_Candidate] = []
-        for name in sorted(self._units):
+        tasks: list[_Task] = []
+        for name in sorted(self._units) if due > before else sorted(touched):
             unit = self._units[name]
             steps = _late_windows(touched[name], before) if name in touched else []
             if due > before and unit.series.last >= before - _LOOK_BACK:
                 steps.extend(range(max(before + 1, unit.series.first), due + 1))
             self.judged += len(steps)
             if steps:
-                self._judge(name, unit, steps, due - self.grid.day_steps(), out, candidates)
+                tasks.append(_Task(name, unit, steps))
+        self._judge(tasks, due - self.grid.day_steps(), out, candidates)
         self._judge_jointly(candidates, out)
         for step in range(before + 1, due + 1):
             self._judge_silence(step, out)
@@ -247,6 +278,7 @@ class Judge:
             if unit is None:
                 unit = self._units[count.unit] = _Unit(Series(step))
             unit.series.add(count, step)
+            unit.change(step)
             touched.setdefault(count.unit, set()).add(step)
         if is_restored:
             return touched
@@ -268,6 +300,7 @@ class Judge:
         for name, unit in list(self._units.items()):
             for step in [step for step in unit.marks if step < before]:
                 self._set_mark(unit, step, None)
+            unit.bases.clear()
             if unit.series.trim(before):
                 del self._units[name]
                 self._is_changed = True
@@ -281,70 +314,88 @@ class Judge:
         self._is_changed = True
         if old is not None:
             unit.series.mark(old.start, step + 1, -1)
+            unit.change(old.start)
         if mark is not None:
             unit.marks[step] = mark
             unit.series.mark(mark.start, step + 1, 1)
+            unit.change(mark.start)
 
     # Judging ---------------------------------------------------------------------------------------------------------
 
-    def _judge(
-        self,
-        name: str,
-        unit: _Unit,
-        steps: Sequence[int],
-        yesterday: int,
-        out: list[Judgement],
-        candidates: list[_Candidate],
-    ) -> None:
-        """Judge the windows named by rising ``steps``, a stretch at a time, so that each sees the marks before it."""
-        index = 0
-        hour = max(BLOCK_STEPS, self.grid.day_steps() // 24 // BLOCK_STEPS * BLOCK_STEPS)
-        while index < len(steps):
-            low = steps[index]
-            # What is a day old refreshes its baseline by the hour, however short windows are.
-            width = hour if low < yesterday else BLOCK_STEPS
-            until, limit = low - low % width, low - low % width + width
-            base = learn(unit.series, until, self.grid)
-            if base.is_learning:
-                # It looks back to the last window's edge, for it has little else.
-                until = max(low - 2 * STEPS_PER_WINDOW + 1, unit.series.first)
-                base = learn(unit.series, until - until % STEPS_PER_WINDOW, self.grid)
-                limit = low - low % STEPS_PER_WINDOW + STEPS_PER_WINDOW
-            end = index
-            while end < len(steps) and steps[end] < limit and steps[end] - low == end - index:
-                end += 1
-            self._judge_stretch(name, unit, base, low, low + end - index, out, candidates)
-            index = end
+    def _judge(self, tasks: list[_Task], yesterday: int, out: list[Judgement], candidates: list[_Candidate]) -> None:
+        """Judge windows stretch by stretch, so that each sees the marks before it; all units' next ones together."""
+        while tasks:
+            by_width: dict[int, list[tuple[_Task, Stretch]]] = {}
+            for task in tasks:
+                stretch, width = self._next_stretch(task, yesterday)
+                by_width.setdefault(width, []).append((task, stretch))
+            for width, batch in sorted(by_width.items()):
+                for first in range(0, len(batch), _BATCH_UNITS):
+                    self._judge_batch(batch[first : first + _BATCH_UNITS], width, out, candidates)
+            tasks = [task for task in tasks if task.done < len(task.steps)]
 
-    def _judge_stretch(
+    def _next_stretch(self, task: _Task, yesterday: int) -> tuple[Stretch, int]:
+        """Return the task's next windows in a row that share a baseline, and how many they are."""
+        unit, steps, index = task.unit, task.steps, task.done
+        low = steps[index]
+        # What is a day old refreshes its baseline by the hour, however short windows are.
+        hour = max(BLOCK_STEPS, self.grid.day_steps() // 24 // BLOCK_STEPS * BLOCK_STEPS)
+        width = hour if low < yesterday else BLOCK_STEPS
+        until, limit = low - low % width, low - low % width + width
+        base = unit.baseline(until, self.grid)
+        if base.is_learning:
+            # It looks back to the last window's edge, for it has little else.
+            until = max(low - 2 * STEPS_PER_WINDOW + 1, unit.series.first)
+            base = unit.baseline(until - until % STEPS_PER_WINDOW, self.grid, is_block=False)
+            limit = low - low % STEPS_PER_WINDOW + STEPS_PER_WINDOW
+        end = index
+        while end < len(steps) and steps[end] < limit and steps[end] - low == end - index:
+            end += 1
+        task.done = end
+        return Stretch(unit.series, base, low), end - index
+
+    def _judge_batch(
         self,
-        name: str,
-        unit: _Unit,
-        base: Baseline,
-        low: int,
-        high: int,
+        batch: Sequence[tuple[_Task, Stretch]],
+        width: int,
         out: list[Judgement],
         candidates: list[_Candidate],
     ) -> None:
-        found = evaluate(unit.series, base, low, high, self.grid)
-        strengths = found.surprise / CUT[:, None]
-        strongest = strengths.max(axis=0)
-        raised = found.plain if base.is_learning else strongest >= 1
-        interesting = raised | (found.short >= _HOLD_SURPRISE)
-        if unit.marks:
-            for step in [step for step in range(low, high) if step in unit.marks and not interesting[step - low]]:
-                mark = unit.marks[step]
-                if mark.kind != "silence" or unit.series.part(mark.start, step + 1)[Row.ALL].any():
-                    self._set_mark(unit, step, None)
-        if self._forest is not None and not base.is_learning:
-            for at in np.flatnonzero(~raised & Forest.may_raise(strengths)):
-                candidates.append(_Candidate(name, low + int(at), strengths[:, at], found, base))
-        for at in np.flatnonzero(interesting):
-            step = low + int(at)
-            if not raised[at] and not any(step - back in unit.marks for back in range(1, _HOLD_STEPS + 1)):
-                self._set_mark(unit, step, None)
+        found = evaluate([stretch for _, stretch in batch], width, self.grid)
+        strengths = found.surprise / CUT[:, None, None]
+        is_learning = np.array([stretch.base.is_learning for _, stretch in batch])[:, None]
+        all_raised = np.where(is_learning, found.plain, strengths.max(axis=0) >= 1)
+        all_interesting = all_raised | (found.short >= _HOLD_SURPRISE)
+        if self._forest is not None:
+            may = (
+                ~all_raised
+                & ~is_learning
+                & Forest.may_raise(strengths.reshape(len(CHANNELS), -1)).reshape(all_raised.shape)
+            )
+            for place, at in np.argwhere(may).tolist():
+                task, stretch = batch[place]
+                features = strengths[:, place, at]
+                candidates.append(_Candidate(task.name, stretch.low + at, features, found, (place, at)))
+        raised_rows: list[list[bool]] = all_raised.tolist()
+        interesting_rows: list[list[bool]] = all_interesting.tolist()
+        for place, (task, (_, base, low)) in enumerate(batch):
+            unit = task.unit
+            raises, stirs = raised_rows[place], interesting_rows[place]
+            if unit.marks:
+                for step in [step for step in range(low, low + width) if step in unit.marks]:
+                    mark = unit.marks[step]
+                    if stirs[step - low]:
+                        continue
+                    if mark.kind != "silence" or unit.series.records_in(mark.start, step + 1):
+                        self._set_mark(unit, step, None)
+            if True not in stirs:
                 continue
-            self._report(name, unit, step, found, bool(raised[at]), base.is_learning, out)
+            for at in [at for at in range(width) if stirs[at]]:
+                step = low + at
+                if not raises[at] and not any(step - back in unit.marks for back in range(1, _HOLD_STEPS + 1)):
+                    self._set_mark(unit, step, None)
+                    continue
+                self._report(task.name, unit, step, found, (place, at), raises[at], base.is_learning, out)
 
     def _report(
         self,
@@ -352,20 +403,20 @@ class Judge:
         unit: _Unit,
         step: int,
         found: Evaluation,
+        at: tuple[int, int],
         is_raised: bool,
         is_learning: bool,
         out: list[Judgement],
         joint: float = 0.0,
     ) -> None:
-        at = step - found.low
-        strengths = found.surprise[:, at] / CUT
+        strengths = found.surprise[:, *at] / CUT
         order = [int(i) for i in np.argsort(-strengths, kind="stable") if strengths[i] > 0] or [0]
         top = order[0]
         if is_learning and is_raised:
             top = 0
             strengths[0] = max(strengths[0], 1.0)
-        windows = int(found.windows[top, at])
-        start, end = self._extent(unit, found, top, step, step + 1 - windows * STEPS_PER_WINDOW)
+        windows = int(found.windows[top, *at])
+        start, end = self._extent(unit, found, at, top, step, step + 1 - windows * STEPS_PER_WINDOW)
         kind = _kind(found, at, top) if not joint else "joint"
         self._set_mark(unit, step, _Mark(start, kind, is_raised))
         findings = [self._finding(found, i, at) for i in order[:4] if i == top or strengths[i] >= 0.4]
@@ -374,13 +425,16 @@ class Judge:
             findings.insert(0, Finding("joint", "score", joint, 1.0, joint, windows * self.grid.window_us))
         strength = joint or float(strengths.max())
         recent = np.inf if is_learning else float(found.short[at])
+        base = found.stretches[at[0]].base
         out.append(
-            self._judgement(name, unit, (start, end, step), strength, kind, is_raised, recent, findings, found, top)
+            self._judgement(name, unit, (start, end, step), strength, kind, is_raised, recent, findings, base, top)
         )
 
-    def _extent(self, unit: _Unit, found: Evaluation, channel: int, step: int, start: int) -> tuple[int, int]:
+    def _extent(
+        self, unit: _Unit, found: Evaluation, at: tuple[int, int], channel: int, step: int, start: int
+    ) -> tuple[int, int]:
         """Return the first step of the odd records within ``[start, step]``, and the one after their last."""
-        id = int(found.template[step - found.low])
+        id = int(found.template[at])
         if channel == _TEMPLATE and id >= 0:
             counts = unit.series.template_errors(found.ids[id], start, step + 1)
         else:
@@ -389,9 +443,9 @@ class Judge:
         where = np.flatnonzero(counts)
         return (start + int(where[0]), start + int(where[-1]) + 1) if where.size else (start, step + 1)
 
-    def _finding(self, found: Evaluation, channel: int, at: int) -> Finding:
-        windows = int(found.windows[channel, at])
-        observed, expected = float(found.k[channel, at]), float(found.expected[channel, at])
+    def _finding(self, found: Evaluation, channel: int, at: tuple[int, int]) -> Finding:
+        windows = int(found.windows[channel, *at])
+        observed, expected = float(found.k[channel, *at]), float(found.expected[channel, *at])
         feature = CHANNELS[channel]
         unit = "records"
         if feature == "latency":
@@ -400,7 +454,7 @@ class Judge:
             unit = "ms"
         if feature == "template" and found.is_new[at]:
             feature = "new_template"
-        strength = float(found.surprise[channel, at] / CUT[channel])
+        strength = float(found.surprise[channel, *at] / CUT[channel])
         return Finding(feature, unit, observed, expected, strength, windows * self.grid.window_us)
 
     def _judgement(
@@ -413,7 +467,7 @@ class Judge:
         is_raised: bool,
         recent: float,
         findings: list[Finding],
-        found: Evaluation | None,
+        base: Baseline | None,
         channel: int,
     ) -> Judgement:
         series, grid = unit.series, self.grid
@@ -446,7 +500,7 @@ class Judge:
             errors=int(counts[Row.ERRORS].sum()),
             templates=tuple(templates[:5]),
             versions=tuple(sorted(versions.items(), key=lambda item: (-item[1], item[0]))[:5]),
-            series=self._series(series, step, found, channel),
+            series=self._series(series, step, base, channel),
         )
 
     def _is_error(self, series: Series, id: str, start: int) -> bool:
@@ -456,13 +510,13 @@ class Judge:
         return 2 * int(series.template_errors(id, low, start).sum()) >= before
 
     def _series(
-        self, series: Series, step: int, found: Evaluation | None, channel: int
+        self, series: Series, step: int, base: Baseline | None, channel: int
     ) -> tuple[tuple[int, float, float], ...]:
         """Return what the picture shows: each step observed and expected, for counts of errors, warnings or records."""
         low = step + 1 - _SERIES_STEPS
         counts = series.part(low, step + 1)
-        if found is not None:
-            rate = found.rates[1 if channel == 2 else 0]
+        if base is not None:
+            rate = base.warnings if channel == 2 else base.errors
             observed = counts[Row.WARNINGS if channel == 2 else Row.ERRORS]
             expected = np.full(_SERIES_STEPS, rate.p) if rate.by_time else rate.p * counts[Row.RECORDS]
         else:
@@ -478,30 +532,38 @@ class Judge:
     # Silence ---------------------------------------------------------------------------------------------------------
 
     def _judge_silence(self, step: int, out: list[Judgement]) -> None:
-        until = step - step % BLOCK_STEPS
-        watched: list[str] = []
-        quiet: dict[str, Lull] = {}
-        for name, unit in sorted(self._units.items()):
+        watched: dict[str, Watched] = {}
+        low: list[str] = []
+        for name in sorted(self._units):
+            unit = self._units[name]
             previous = unit.marks.get(step - 1)
             if previous is not None and previous.kind == "silence":
                 self._hold_silence(name, unit, step, previous, out)
             elif unit.live_since is not None and unit.series.last > step - 3 * _LOOK_BACK:
-                watched.append(name)
-                if unit.series.part(step + 1 - _QUIET_STEPS, step + 1)[Row.ALL].sum() <= _QUIET_RECORDS:
-                    one = self._lull(unit, until, step)
-                    if is_quiet(one.k, one.expected).any():
-                        quiet[name] = one
+                base = unit.baseline(step - step % BLOCK_STEPS, self.grid)
+                if base.is_learning:
+                    continue
+                watched[name] = Watched(unit.series, base, unit.live_since)
+                if unit.series.records_in(step + 1 - _QUIET_STEPS, step + 1) <= _QUIET_RECORDS:
+                    low.append(name)
+        if not low:
+            return
+        seen = dict(zip(low, lulls([watched[name] for name in low], step, self.grid, self._blind), strict=True))
+        quiet = {name: one for name, one in seen.items() if is_quiet(one.k, one.expected).any()}
         if not quiet:
             return
         # How lively everything is: a holiday or a broken network is not one task's silence.
-        every = {name: quiet.get(name) or self._lull(self._units[name], until, step) for name in watched}
+        others = [name for name in watched if name not in seen]
+        others = others[:: max(1, len(others) // _FLEET_UNITS)]
+        found = lulls([watched[name] for name in others], step, self.grid, self._blind)
+        every = seen | dict(zip(others, found, strict=True))
         zero = np.zeros(len(SILENCE_WINDOWS))
         fleet_k = sum((one.k for one in every.values()), zero)
         fleet_usual = sum((one.usual for one in every.values()), zero)
         for name, one in quiet.items():
-            others = fleet_usual - one.usual
-            lively = np.minimum((fleet_k - one.k + 1) / np.maximum(others, 1), 1)
-            s, scale = silence(one, np.where(others >= 5, lively, 1.0))
+            usual_others = fleet_usual - one.usual
+            lively = np.minimum((fleet_k - one.k + 1) / np.maximum(usual_others, 1), 1)
+            s, scale = silence(one, np.where(usual_others >= 5, lively, 1.0))
             strength = s / CUTS["silence"]
             unit = self._units[name]
             if strength < 1 or (step in unit.marks and unit.marks[step].is_raised):
@@ -509,20 +571,13 @@ class Judge:
             length = SILENCE_WINDOWS[scale] * STEPS_PER_WINDOW
             start = min(max(step + 1 - length, unit.series.last_before(step + 1) + 1), step)
             self._set_mark(unit, step, _Mark(start, "silence", True))
-            seen, usual = float(one.k[scale]) * one.clump, float(one.expected[scale]) * one.clump
-            finding = Finding("silence", "records", seen, usual, strength, length * self.grid.step_us)
+            came, usual = float(one.k[scale]) * one.clump, float(one.expected[scale]) * one.clump
+            finding = Finding("silence", "records", came, usual, strength, length * self.grid.step_us)
             out.append(self._silent(name, unit, start, step, strength, [finding]))
-
-    def _lull(self, unit: _Unit, until: int, step: int) -> Lull:
-        base = learn(unit.series, until, self.grid)
-        if base.is_learning or unit.live_since is None:
-            zero = np.zeros(len(SILENCE_WINDOWS))
-            return Lull(zero, zero, zero + 1, zero, 1.0)
-        return lull(unit.series, base, step, unit.live_since, self.grid, self._blind)
 
     def _hold_silence(self, name: str, unit: _Unit, step: int, previous: _Mark, out: list[Judgement]) -> None:
         """A unit that fell silent stays so until its records return, for a day at most."""
-        if unit.series.part(step + 1 - STEPS_PER_WINDOW, step + 1)[Row.ALL].any():
+        if unit.series.records_in(step + 1 - STEPS_PER_WINDOW, step + 1):
             return
         if (step + 1 - previous.start) * self.grid.step_us > _SILENCE_HOLD_US:
             unit.live_since = None
@@ -547,7 +602,15 @@ class Judge:
             if strength >= 1:
                 unit = self._units[candidate.unit]
                 self._report(
-                    candidate.unit, unit, candidate.step, candidate.evaluation, True, False, out, float(strength)
+                    candidate.unit,
+                    unit,
+                    candidate.step,
+                    candidate.evaluation,
+                    candidate.place,
+                    True,
+                    False,
+                    out,
+                    float(strength),
                 )
 
     def _training(self, high: int) -> FloatArray:
@@ -559,20 +622,27 @@ class Judge:
         day = self.grid.day_steps()
         is_apart = np.arange(BLOCK_STEPS) % STEPS_PER_WINDOW == STEPS_PER_WINDOW - 1
         rows = [np.zeros((0, len(CHANNELS)))]
+        # Short windows have many blocks: at most an hourly one is enough.
+        stride = max(BLOCK_STEPS, day // 24 // BLOCK_STEPS * BLOCK_STEPS)
         names = sorted(self._units)
+        chosen: list[tuple[Series, int]] = []
         for name in names[:: max(1, len(names) // _FIT_UNITS)]:
             series = self._units[name].series
             low = max(high - _FIT_DAYS * day, series.first + self.grid.day_steps(_FIT_SKIP_DAYS))
             low += -low % BLOCK_STEPS
-            # Short windows have many blocks: at most an hourly one is enough.
-            stride = max(BLOCK_STEPS, day // 24 // BLOCK_STEPS * BLOCK_STEPS)
-            for block in range(low, min(high, series.last), stride):
-                base = learn(series, block, self.grid)
-                if base.is_learning:
-                    continue
-                found = evaluate(series, base, block, block + BLOCK_STEPS, self.grid)
-                used = ((found.surprise.max(axis=0) >= 1) | is_apart) & ~series.odd_part(block, block + BLOCK_STEPS)
-                rows.append((found.surprise / CUT[:, None])[:, used].T)
+            chosen += [(series, block) for block in range(low, min(high, series.last), stride)]
+        chosen = chosen[:: -(-len(chosen) // _FIT_BLOCKS) or 1]
+        for first in range(0, len(chosen), _FIT_UNITS):
+            some = [
+                Stretch(series, learn(series, at, self.grid), at) for series, at in chosen[first : first + _FIT_UNITS]
+            ]
+            some = [stretch for stretch in some if not stretch.base.is_learning]
+            if not some:
+                continue
+            found = evaluate(some, BLOCK_STEPS, self.grid)
+            odd = np.stack([series.odd_part(at, at + BLOCK_STEPS) for series, _, at in some])
+            used = ((found.surprise.max(axis=0) >= 1) | is_apart) & ~odd
+            rows.append((found.surprise / CUT[:, None, None])[:, used].T)
         return np.concatenate(rows)
 
 
@@ -585,10 +655,10 @@ def _late_windows(touched: set[int], before: int) -> list[int]:
     return [int(step) for step in windows[windows <= before]]
 
 
-def _kind(found: Evaluation, at: int, top: int) -> str:
+def _kind(found: Evaluation, at: tuple[int, int], top: int) -> str:
     """Return the kind of ticket: a new template is named where it makes up most of what is odd."""
     if top <= 1:
-        is_new = found.is_new[at] and found.surprise[1, at] >= CUT[1] and found.k[1, at] >= 0.5 * found.k[0, at]
+        is_new = found.is_new[at] and found.surprise[1, *at] >= CUT[1] and found.k[1, *at] >= 0.5 * found.k[0, *at]
         return "new_error" if is_new else "error_burst"
     return {2: "level_mix", 3: "latency", 4: "silence"}[top]
 

@@ -19,14 +19,15 @@ Not here: what is normal (baseline.py), when an odd window is a ticket (engine.p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from detectors.base import CHANNELS, CUTS, STEPS_PER_WINDOW, Grid
-from detectors.baseline import Baseline, Rate, lack, normal_surprise, surprise
+from detectors.baseline import Baseline, Number, lack, normal_surprise, surprise
 from detectors.windows import BoolArray, FloatArray, IntArray, Row, Series, sliding
 
 ERROR_WINDOWS = (1, 2, 3, 6, 12)
@@ -36,6 +37,7 @@ SHORT_WINDOWS = 3
 """Up to here a scale tells whether something odd still goes on."""
 
 MAX_WINDOWS = 12
+_LONG = [ERROR_WINDOWS.index(n) for n in LONG_WINDOWS]
 LOOK_BACK = MAX_WINDOWS * STEPS_PER_WINDOW
 CUT = np.array([CUTS[name] for name in CHANNELS])
 
@@ -47,18 +49,27 @@ _PLAIN_ERRORS, _PLAIN_SHARE, _PLAIN_RECORDS, _PLAIN_SURPRISE, _PLAIN_RATIO = 10,
 _PLAIN_US = 300_000_000
 """Plain rules look back as long as this, so that ten failures are as many however short windows are."""
 _PLAIN_STEPS = (1, 2, 3, 5, 10, 15, 30, 60)
+_SILENCE_DAYS = 7
+
+
+class Stretch(NamedTuple):
+    """Windows of one unit that share a baseline; ``low`` names the first."""
+
+    series: Series
+    base: Baseline
+    low: int
 
 
 @dataclass(slots=True)
 class Evaluation:
-    """The channels of one unit for the windows named by ``[low, high)``; arrays are (channel, window).
+    """The channels of several units; arrays are (channel, unit, window), or (unit, window).
 
     ``k`` and ``expected`` are those of the scale (``windows``) with the highest surprise. ``short``
     is the highest surprise over short scales, ``plain`` where the plain rules for units that are
     still being learned hold. ``template`` is the strongest template's place in ``ids``, or -1.
     """
 
-    low: int
+    stretches: Sequence[Stretch]
     surprise: FloatArray
     k: FloatArray
     expected: FloatArray
@@ -68,67 +79,106 @@ class Evaluation:
     ids: list[str]
     template: IntArray
     is_new: BoolArray
-    rates: tuple[Rate, Rate]
 
-    def keep(self, channel: int, s: FloatArray, k: FloatArray, expected: FloatArray, windows: int) -> BoolArray:
-        """Take over where ``s`` is the strangest so far, and return where."""
-        if windows <= SHORT_WINDOWS:
-            np.maximum(self.short, s, out=self.short)
-        better: BoolArray = s > self.surprise[channel]
-        if better.any():
-            self.surprise[channel][better] = s[better]
-            self.k[channel][better] = k[better]
-            self.expected[channel][better] = expected[better]
-            self.windows[channel][better] = windows
+    def _keep(
+        self, channel: int, at: IntArray, windows: Sequence[int], s: FloatArray, k: FloatArray, expected: FloatArray
+    ) -> BoolArray:
+        """Take over the strangest scale, arrays being (scale, unit, window), where it is stranger; return where."""
+        short = sum(1 for one in windows if one <= SHORT_WINDOWS)
+        if short:
+            self.short[at] = np.maximum(self.short[at], s[:short].max(axis=0))
+        best = s.argmax(axis=0)
+        place = best * best.size + np.arange(best.size).reshape(best.shape)
+        strangest = s.take(place)
+        better: BoolArray = strangest > self.surprise[channel, at]
+        for mine, theirs in (
+            (self.surprise, strangest),
+            (self.k, k.take(place)),
+            (self.expected, expected.take(place)),
+            (self.windows, np.array(windows)[best]),
+        ):
+            mine[channel, at] = np.where(better, theirs, mine[channel, at])
         return better
 
 
-def evaluate(series: Series, base: Baseline, low: int, high: int, grid: Grid) -> Evaluation:
-    """Return the channels, silence apart, for the windows named by the steps ``[low, high)``."""
-    size = high - low
+def evaluate(stretches: Sequence[Stretch], width: int, grid: Grid) -> Evaluation:
+    """Return the channels, silence apart, for ``width`` windows of each unit; numpy works on all units at once."""
+    shape = (len(CHANNELS), len(stretches), width)
     out = Evaluation(
-        low=low,
-        surprise=np.zeros((len(CHANNELS), size)),
-        k=np.zeros((len(CHANNELS), size)),
-        expected=np.zeros((len(CHANNELS), size)),
-        windows=np.ones((len(CHANNELS), size), np.int64),
-        short=np.zeros(size),
-        plain=np.zeros(size, np.bool_),
+        stretches=stretches,
+        surprise=np.zeros(shape),
+        k=np.zeros(shape),
+        expected=np.zeros(shape),
+        windows=np.ones(shape, np.int64),
+        short=np.zeros(shape[1:]),
+        plain=np.zeros(shape[1:], np.bool_),
         ids=[],
-        template=np.full(size, -1, np.int64),
-        is_new=np.zeros(size, np.bool_),
-        rates=(base.errors, base.warnings),
+        template=np.full(shape[1:], -1, np.int64),
+        is_new=np.zeros(shape[1:], np.bool_),
     )
-    counts = series.part(low - LOOK_BACK, high)
-    errors = int(counts[Row.ERRORS].sum())
-    if errors >= 2:
-        _errors(out, base, counts)
-        if base.is_learning:
-            _plain(out, base, counts, grid)
-        if errors >= _MIN_NEW:
-            _templates(out, series, base, counts)
-    if counts[Row.WARNINGS].sum() >= _MIN_WARNINGS:
-        _warnings(out, base, counts)
-    if base.latency is not None and counts[Row.DURATIONS].sum() >= _MIN_DURATIONS:
-        _latency(out, base, counts)
+    counts = np.zeros((shape[1], len(Row), LOOK_BACK + width), np.int64)
+    for index, (series, _, low) in enumerate(stretches):
+        series.copy_part(low - LOOK_BACK, low + width, counts[index])
+    totals = counts.sum(axis=2)
+    sums = _sums_of(counts)
+    numbers = np.array([base.numbers for _, base, _ in stretches]).T
+    failing = np.flatnonzero(totals[:, Row.ERRORS] >= 2)
+    if failing.size:
+        _errors(out, failing, sums, numbers)
+        for index in failing.tolist():
+            if stretches[index].base.is_learning:
+                _plain(out.plain[index], stretches[index].base, counts[index], grid)
+        repeated = failing[totals[failing, Row.ERRORS] >= _MIN_NEW]
+        if repeated.size:
+            _templates(out, repeated, counts, sums)
+    warned = np.flatnonzero(totals[:, Row.WARNINGS] >= _MIN_WARNINGS)
+    if warned.size:
+        _warnings(out, warned, sums, numbers)
+    timed = np.flatnonzero((totals[:, Row.DURATIONS] >= _MIN_DURATIONS) & (numbers[Number.LATENCY_COUNT] > 0))
+    if timed.size:
+        _latency(out, timed, sums, numbers)
     return out
 
 
-def _errors(out: Evaluation, base: Baseline, counts: IntArray) -> None:
-    rate = base.errors
-    for windows in ERROR_WINDOWS:
-        length = windows * STEPS_PER_WINDOW
-        n, k = sliding(counts[: Row.WARNINGS], LOOK_BACK, length).astype(np.float64)
-        if k.max() < 2:
-            continue
-        expected = rate.p * (np.full(len(n), float(length)) if rate.by_time else n)
-        s = surprise(k, expected, rate.dispersion(windows))
-        enough = (k >= _MIN_ERRORS) & (k - expected >= _MIN_EXCESS)
-        cap = np.where(enough, np.inf, np.where(k >= _MIN_NEW, 3.0, 2.0))
-        out.keep(0, np.minimum(s, cap), k, expected, windows)
+def _sums_of(counts: IntArray) -> FloatArray:
+    """Return the sums over ``ERROR_WINDOWS`` windows up to each judged, shape (row, scale, unit, window).
+
+    ``counts`` has the shape (unit, row, step).
+    """
+    cumulative = np.zeros((*counts.shape[:-1], counts.shape[-1] + 1))
+    np.cumsum(counts, axis=-1, out=cumulative[..., 1:])
+    ends = np.arange(LOOK_BACK + 1, cumulative.shape[-1])
+    starts = ends - STEPS_PER_WINDOW * np.array(ERROR_WINDOWS)[:, None]
+    sums = cumulative[:, :, None, LOOK_BACK + 1 :] - cumulative[:, :, starts]
+    return np.ascontiguousarray(sums.transpose(1, 2, 0, 3))
 
 
-def _plain(out: Evaluation, base: Baseline, counts: IntArray, grid: Grid) -> None:
+def _rates(
+    numbers: FloatArray, first: int, at: IntArray, windows: Sequence[int], n: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return (expected, dispersion) of the rate whose numbers begin with ``first``, for ``n`` records."""
+    p, doubt, spread, slow_spread, by_time = numbers[first : first + 5, at][:, None, :, None]
+    lengths = np.array(windows, np.float64)[:, None, None]
+    exposure = np.where(by_time > 0, lengths * STEPS_PER_WINDOW, n)
+    return p * exposure, np.broadcast_to(doubt + np.where(lengths <= SHORT_WINDOWS, spread, slow_spread), n.shape)
+
+
+def _surprise_where(where: BoolArray, k: FloatArray, expected: FloatArray, dispersion: FloatArray) -> FloatArray:
+    s = np.zeros(k.shape)
+    s[where] = surprise(k[where], expected[where], dispersion[where])
+    return s
+
+
+def _errors(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArray) -> None:
+    n, k = sums[Row.RECORDS][:, at], sums[Row.ERRORS][:, at]
+    expected, dispersion = _rates(numbers, Number.ERRORS, at, ERROR_WINDOWS, n)
+    s = _surprise_where(k >= 2, k, expected, dispersion)
+    enough = (k >= _MIN_ERRORS) & (k - expected >= _MIN_EXCESS)
+    cap = np.where(enough, np.inf, np.where(k >= _MIN_NEW, 3.0, 2.0))
+    out._keep(0, at, ERROR_WINDOWS, np.minimum(s, cap), k, expected)
+
+
+def _plain(plain: BoolArray, base: Baseline, counts: IntArray, grid: Grid) -> None:
     """Ten failures that are half of all there is, or far more than the unit's own few minutes before."""
     longest = max(STEPS_PER_WINDOW, min(_PLAIN_US // grid.step_us, LOOK_BACK))
     n_all, k_all = np.cumsum(counts[: Row.WARNINGS], axis=1)[:, LOOK_BACK:].astype(np.float64)
@@ -141,69 +191,72 @@ def _plain(out: Evaluation, base: Baseline, counts: IntArray, grid: Grid) -> Non
         s = surprise(k, expected, 1 / (k_before + 0.7) + base.errors.spread)
         contrast = (n_before >= _PLAIN_RECORDS) & (s >= _PLAIN_SURPRISE) & (k >= _PLAIN_RATIO * expected)
         share = (k >= _PLAIN_SHARE * n) & (length >= STEPS_PER_WINDOW)
-        out.plain |= (k >= _PLAIN_ERRORS) & (share | contrast)
+        plain |= (k >= _PLAIN_ERRORS) & (share | contrast)
 
 
-def _warnings(out: Evaluation, base: Baseline, counts: IntArray) -> None:
-    rate = base.warnings
-    for windows in LONG_WINDOWS:
-        length = windows * STEPS_PER_WINDOW
-        n, _, k = sliding(counts[: Row.DURATIONS], LOOK_BACK, length).astype(np.float64)
-        if k.max() < _MIN_WARNINGS / 2:
-            continue
-        expected = rate.p * (np.full(len(n), float(length)) if rate.by_time else n)
-        s = surprise(k, expected, rate.dispersion(windows))
-        out.keep(2, np.where(k >= _MIN_WARNINGS, s, np.minimum(s, 2.0)), k, expected, windows)
+def _warnings(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArray) -> None:
+    n, k = sums[Row.RECORDS, _LONG][:, at], sums[Row.WARNINGS, _LONG][:, at]
+    expected, dispersion = _rates(numbers, Number.WARNINGS, at, LONG_WINDOWS, n)
+    s = _surprise_where(k >= _MIN_WARNINGS / 2, k, expected, dispersion)
+    out._keep(2, at, LONG_WINDOWS, np.where(k >= _MIN_WARNINGS, s, np.minimum(s, 2.0)), k, expected)
 
 
-def _latency(out: Evaluation, base: Baseline, counts: IntArray) -> None:
-    usual = base.latency
-    assert usual is not None
-    for windows in LONG_WINDOWS:
-        n, total = sliding(counts[[Row.DURATIONS, Row.DURATION_SUM]], LOOK_BACK, windows * STEPS_PER_WINDOW).astype(
-            np.float64
-        )
-        shift = total / np.maximum(n, 1) - usual.mean
-        z = shift / np.sqrt(usual.block_variance + usual.variance * (1 / np.maximum(n, 1) + 1 / usual.count))
-        odd = (n >= _MIN_DURATIONS) & (shift > _MIN_SHIFT_BUCKETS)
-        s = np.where(odd, normal_surprise(z), np.minimum(normal_surprise(z), 2.0) * (n > 0))
-        out.keep(3, s, shift + usual.mean, np.full(len(n), usual.mean), windows)
+def _latency(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArray) -> None:
+    n, total = sums[Row.DURATIONS, _LONG][:, at], sums[Row.DURATION_SUM, _LONG][:, at]
+    first = Number.LATENCY
+    mean, variance, window_variance, block_variance, count = numbers[first : first + 5, at][:, None, :, None]
+    lengths = np.array(LONG_WINDOWS)[:, None, None]
+    shift = total / np.maximum(n, 1) - mean
+    between = np.where(lengths <= SHORT_WINDOWS, window_variance, block_variance)
+    z = shift / np.sqrt(between + variance * (1 / np.maximum(n, 1) + 1 / count))
+    odd = (n >= _MIN_DURATIONS) & (shift > _MIN_SHIFT_BUCKETS)
+    s = normal_surprise(z)
+    s = np.where(odd, s, np.minimum(s, 2.0) * (n > 0))
+    out._keep(3, at, LONG_WINDOWS, s, shift + mean, np.broadcast_to(mean, n.shape))
 
 
-def _templates(out: Evaluation, series: Series, base: Baseline, counts: IntArray) -> None:
+def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray) -> None:
     """A known template surging, or one never seen for this unit: one formula, by its own past."""
-    low, high = out.low, out.low + out.surprise.shape[1]
-    begin = low - LOOK_BACK
-    n = {
-        windows: sliding(counts[Row.RECORDS], LOOK_BACK, windows * STEPS_PER_WINDOW).astype(np.float64)
-        for windows in LONG_WINDOWS
-    }
-    # A unit that keeps making new templates (names that no mask catches) is not surprised by one more.
-    learned = series.first + 288 * STEPS_PER_WINDOW
-    fresh = sum(1 for first in series.template_first.values() if learned <= first < begin)
-    for id in series.template_ids(begin, high):
-        hits = series.template_errors(id, begin, high)
-        if hits.sum() < _MIN_NEW:
-            continue
-        past = series.template_past(id, begin, base.decay, base.first_block)
-        # Never seen before the hour that is looked at, whatever the decay left of it.
-        is_new = past == 0 and series.template_first[id] >= begin - LOOK_BACK
-        events = past + 0.3 + (fresh if is_new else 0)
-        p = events / (base.records + 100)
-        least = _MIN_NEW if is_new and base.is_established else _MIN_ERRORS
-        for windows in LONG_WINDOWS:
-            k = sliding(hits, LOOK_BACK, windows * STEPS_PER_WINDOW).astype(np.float64)
-            if k.max() < _MIN_NEW:
+    width = counts.shape[2] - LOOK_BACK
+    hits: list[IntArray] = []
+    facts: list[tuple[int, str, bool, float, float, int, float]] = []
+    for index in at.tolist():
+        series, base, low = out.stretches[index]
+        begin = low - LOOK_BACK
+        fresh = -1
+        for id in series.busy_templates(begin, low + width, _MIN_NEW):
+            mine = np.minimum(series.template_part(id, begin, low + width), counts[index, Row.ERRORS])
+            if mine.sum() < _MIN_NEW:
                 continue
-            expected = p * n[windows]
-            s = surprise(k, expected, 1 / events + base.errors.slow_spread)
-            s = np.maximum(s - (0 if is_new else _KNOWN_PENALTY), 0)
-            s = np.where((k >= least) & (k - expected >= least - 0.5), s, np.minimum(s, 2.0))
-            better = out.keep(1, s, k, expected, windows)
-            if better.any():
-                out.template[better] = len(out.ids)
-                out.is_new[better] = is_new
-        out.ids.append(id)
+            past = series.template_past(id, begin, base)
+            # Never seen before the hour that is looked at, whatever the decay left of it.
+            is_new = past == 0 and series.template_first[id] >= begin - LOOK_BACK
+            if is_new and fresh < 0:
+                # A unit that keeps making new templates (names that no mask catches) is not surprised by one more.
+                learned = series.first + 288 * STEPS_PER_WINDOW
+                fresh = sum(1 for first in series.template_first.values() if learned <= first < begin)
+            events = past + 0.3 + (fresh if is_new else 0)
+            least = _MIN_NEW if is_new and base.is_established else _MIN_ERRORS
+            p = events / (base.records + 100)
+            facts.append((int(index), id, is_new, p, 1 / events + base.errors.slow_spread, least, 0 if is_new else 1))
+            hits.append(mine)
+    if not hits:
+        return
+    units = np.array([fact[0] for fact in facts])
+    p, dispersion, least, penalty = np.array([fact[3:] for fact in facts]).T[:, None, :, None]
+    n = sums[Row.RECORDS, _LONG][:, units]
+    k = _sums_of(np.stack(hits)[:, None])[0, _LONG]
+    expected = p * n
+    s = _surprise_where(k >= _MIN_NEW, k, expected, np.broadcast_to(dispersion, k.shape))
+    s = np.maximum(s - penalty * _KNOWN_PENALTY, 0)
+    s = np.where((k >= least) & (k - expected >= least - 0.5), s, np.minimum(s, 2.0))
+    for place, (index, id, is_new, *_) in enumerate(facts):
+        pick = slice(place, place + 1)
+        better = out._keep(1, np.array([index]), LONG_WINDOWS, s[:, pick], k[:, pick], expected[:, pick])[0]
+        if better.any():
+            out.template[index, better] = len(out.ids)
+            out.is_new[index, better] = is_new
+            out.ids.append(id)
 
 
 class Lull(NamedTuple):
@@ -219,57 +272,74 @@ class Lull(NamedTuple):
     clump: float
 
 
-def lull(
-    series: Series, base: Baseline, step: int, live_since: int, grid: Grid, blind: Iterable[tuple[int, int]]
-) -> Lull:
+class Watched(NamedTuple):
+    """A unit that can fall silent: records come on time since the step ``live_since``."""
+
+    series: Series
+    base: Baseline
+    live_since: int
+
+
+def lulls(watched: Sequence[Watched], step: int, grid: Grid, blind: Sequence[tuple[int, int]]) -> list[Lull]:
     """Return what silence is judged by, for the window named by ``step``; ``blind`` are steps that say nothing.
 
     Expected is the same time of past clean days, at today's level, or else the level just before.
     A unit counts as live when records came on time for one such span before, so that history sent
     in one go is never taken for a unit that then fell silent.
     """
-    sizes = len(SILENCE_WINDOWS)
-    k, expected, doubt, normal = np.zeros(sizes), np.zeros(sizes), np.ones(sizes), np.zeros(sizes)
+    size = len(watched)
     day = grid.day_steps()
     guard = grid.grace_us // grid.step_us + 1
     longest = SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
+    span = 3 * longest
     # Row 0 is now, row j the same steps j days ago.
-    days = min((step + 1 - 3 * longest - series.first) // day, 7)
-    starts = [step + 1 - 3 * longest - j * day for j in range(max(days, 0) + 1)]
-    n = np.array([series.part(start, start + 3 * longest)[Row.ALL] for start in starts], np.float64)
-    odd = np.array([series.odd_part(start, start + 3 * longest) for start in starts])
+    n = np.zeros((size, _SILENCE_DAYS + 1, span))
+    odd = np.zeros(n.shape, np.bool_)
+    known = np.zeros((size, _SILENCE_DAYS), np.bool_)
+    starts = [step + 1 - span - j * day for j in range(_SILENCE_DAYS + 1)]
+    for index, (series, _, _) in enumerate(watched):
+        for row, start in enumerate(starts):
+            if row and start < series.first:
+                break
+            known[index, row - 1 : row] = True
+            series.copy_records(start, start + span, n[index, row], odd[index, row])
+    live_since = np.array([unit.live_since for unit in watched])
     for begin, end in blind:
         for row, start in enumerate(starts):
-            odd[row, max(begin - start, 0) : max(end - start, 0)] = True
-        live_since = max(live_since, end)  # nobody was live meanwhile
-    weights = 0.8 ** np.arange(len(starts) - 1)
-    for index, windows in enumerate(SILENCE_WINDOWS):
-        length = windows * STEPS_PER_WINDOW
-        k[index] = n[0, -length:].sum()
-        usable = ~odd[1:, -3 * length :].any(axis=1)
-        w, past = weights[usable], n[1:][usable]
-        usual = usual_before = base.per_step * length
-        if usable.any():
-            usual = float(w @ past[:, -length:].sum(axis=1) / w.sum())
-            usual_before = float(w @ past[:, -3 * length : -length].sum(axis=1) / w.sum()) / 2
-        normal[index] = usual * n[0, -3 * length : -length].sum() / 2 / max(usual_before, 1.0)
-        if live_since > step + 1 - 2 * length - guard:
-            continue
-        before = n[0, -3 * length : -length]
-        # What is already silent must not lower what is expected.
-        clean = ~odd[0, -3 * length : -length]
-        if clean.sum() < length:
-            continue
-        level = before[clean].sum() * len(before) / clean.sum() / 2
-        if usable.any():
-            if level < 0.5 * usual_before:
-                continue
-            expected[index] = usual * min((level + 5) / (usual_before + 5), 1.2)
-            doubt[index] = 0.01 + base.clump / (float(past[:, -length:].sum()) + 0.5)
-        elif level >= 10:
-            expected[index] = level
-            doubt[index] = 0.01 + base.clump / (2 * level + 0.5)
-    return Lull(k / base.clump, expected / base.clump, doubt, normal / base.clump, base.clump)
+            odd[:, row, max(begin - start, 0) : max(end - start, 0)] = True
+        live_since = np.maximum(live_since, end)  # nobody was live meanwhile
+    clump = np.array([unit.base.clump for unit in watched])[:, None]
+    lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)
+    tails, befores = span - lengths, span - 3 * lengths
+    # From here on the last axis is the scale: a tail of its length, and twice as long before that.
+    total = _cumulated(n)
+    odd_total = _cumulated(odd)
+    tail = total[..., -1:] - total[..., tails]
+    before = total[..., tails] - total[..., befores]
+    usable = known[..., None] & (odd_total[:, 1:, -1:] == odd_total[:, 1:, befores])
+    weights = 0.8 ** np.arange(_SILENCE_DAYS)[:, None] * usable
+    weight = np.maximum(weights.sum(axis=1), 1e-9)
+    is_usable = usable.any(axis=1)
+    flat = np.array([unit.base.per_step for unit in watched])[:, None] * lengths
+    usual = np.where(is_usable, (weights * tail[:, 1:]).sum(axis=1) / weight, flat)
+    usual_before = np.where(is_usable, (weights * before[:, 1:]).sum(axis=1) / weight / 2, flat)
+    normal = usual * before[:, 0] / 2 / np.maximum(usual_before, 1.0)
+    # What is already silent must not lower what is expected.
+    clean_total = _cumulated(n[:, 0] * ~odd[:, 0])
+    steps = 2 * lengths - (odd_total[:, 0, tails] - odd_total[:, 0, befores])
+    level = (clean_total[:, tails] - clean_total[:, befores]) * lengths / np.maximum(steps, 1)
+    by_days = usual * np.minimum((level + 5) / (usual_before + 5), 1.2) * (level >= 0.5 * usual_before)
+    is_live = (live_since[:, None] <= step + 1 - 2 * lengths - guard) & (steps >= lengths)
+    expected = np.where(is_live, np.where(is_usable, by_days, level * (level >= 10)), 0.0)
+    seen = np.where(is_usable, (tail[:, 1:] * usable).sum(axis=1), 2 * level)
+    k, expected, doubt, normal = tail[:, 0] / clump, expected / clump, 0.01 + clump / (seen + 0.5), normal / clump
+    return [Lull(k[i], expected[i], doubt[i], normal[i], float(clump[i, 0])) for i in range(size)]
+
+
+def _cumulated(values: npt.NDArray[Any]) -> FloatArray:
+    out = np.zeros((*values.shape[:-1], values.shape[-1] + 1))
+    np.cumsum(values, axis=-1, out=out[..., 1:])
+    return out
 
 
 def is_quiet(k: FloatArray, expected: FloatArray) -> BoolArray:

@@ -11,11 +11,15 @@ Not here: what is normal (baseline.py), what is odd (signals.py).
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from detectors.base import BLOCK_STEPS, STEPS_PER_WINDOW, Count
+
+if TYPE_CHECKING:
+    from detectors.baseline import Baseline
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -50,6 +54,8 @@ class Sum(IntEnum):
     WARNINGS2 = 10
     WARNINGS_RECORDS = 11
     BUSY_WINDOWS = 12
+    DURATION_WINDOWS = 13  # windows with a duration
+    WINDOW_SQUARES = 14  # over windows, the square of their sum of buckets by their durations
 
 
 class Series:
@@ -64,6 +70,7 @@ class Series:
         self.first = self.last = step
         self.templates: dict[int, dict[str, dict[int, int]]] = {}  # block → id → step → records
         self.template_first: dict[str, int] = {}
+        self._hits: dict[int, dict[str, int]] = {}  # block → id → clean records, as far as asked
         self.failing_versions: dict[int, dict[str, int]] = {}  # step → version → errors
 
     def add(self, count: Count, step: int) -> None:
@@ -91,6 +98,7 @@ class Series:
                 steps = self.templates.setdefault(step // BLOCK_STEPS, {}).setdefault(count.key, {})
                 steps[step] = steps.get(step, 0) + n
                 self.template_first[count.key] = min(step, self.template_first.get(count.key, step))
+                self._hits.pop(step // BLOCK_STEPS, None)
             case "version_error":
                 versions = self.failing_versions.setdefault(step, {})
                 versions[count.key] = versions.get(count.key, 0) + n
@@ -120,15 +128,34 @@ class Series:
         low, high = max(start - self.base, 0), end - self.base
         if low < high:
             self.odd[low:high] += np.int16(by)
-            self._dirty.update(range(low // BLOCK_STEPS, (high - 1) // BLOCK_STEPS + 1))
+            blocks = range(low // BLOCK_STEPS, (high - 1) // BLOCK_STEPS + 1)
+            self._dirty.update(blocks)
+            for block in blocks:
+                self._hits.pop(self.base // BLOCK_STEPS + block, None)
 
     def part(self, start: int, end: int) -> IntArray:
         """Return the counts of ``[start, end)``, shape (rows, steps); 0 where nothing is known."""
         out = np.zeros((len(Row), end - start), np.int64)
+        self.copy_part(start, end, out)
+        return out
+
+    def copy_part(self, start: int, end: int, out: IntArray) -> None:
+        """Copy the counts of ``[start, end)`` to ``out``, shape (rows, steps), where something is known."""
         low, high = max(start, self.base), min(end, self.base + self.counts.shape[1])
         if low < high:
             out[:, low - start : high - start] = self.counts[:, low - self.base : high - self.base]
-        return out
+
+    def copy_records(self, start: int, end: int, n: FloatArray, odd: BoolArray) -> None:
+        """Copy the records at any level in each step of ``[start, end)``, and which steps are odd."""
+        low, high = max(start, self.base), min(end, self.base + self.counts.shape[1])
+        if low < high:
+            here, there = slice(low - start, high - start), slice(low - self.base, high - self.base)
+            n[here] = self.counts[Row.ALL, there]
+            np.greater(self.odd[there], 0, out=odd[here])
+
+    def records_in(self, start: int, end: int) -> int:
+        """Return the records at any level in ``[start, end)``."""
+        return int(self.counts[Row.ALL, max(start - self.base, 0) : max(end - self.base, 0)].sum())
 
     def last_before(self, step: int) -> int:
         """Return the last step before ``step`` with a record, or the one before the first."""
@@ -177,7 +204,11 @@ class Series:
         out[Sum.RECORDS : Sum.DURATION_SQUARES + 1] = counts[: Row.ALL].sum(axis=1)
         windows = counts[:3].reshape(3, -1, STEPS_PER_WINDOW).sum(axis=2)
         n, e, w = windows.astype(np.float64)
-        out[Sum.ERRORS2 :] = (e @ e, e @ n, n @ n, w @ w, w @ n, (n > 0).sum())
+        out[Sum.ERRORS2 : Sum.DURATION_WINDOWS] = (e @ e, e @ n, n @ n, w @ w, w @ n, (n > 0).sum())
+        if out[Sum.DURATIONS]:
+            timed = counts[Row.DURATIONS : Row.DURATION_SQUARES].reshape(2, -1, STEPS_PER_WINDOW).sum(axis=2)
+            number, total = timed[:, timed[0] > 0].astype(np.float64)
+            out[Sum.DURATION_WINDOWS], out[Sum.WINDOW_SQUARES] = len(number), (total * total / number).sum()
         return out
 
     def template_ids(self, start: int, end: int) -> list[str]:
@@ -199,15 +230,41 @@ class Series:
         errors: IntArray = np.minimum(self.template_part(id, start, end), self.part(start, end)[Row.ERRORS])
         return errors
 
-    def template_past(self, id: str, until: int, decay: FloatArray, first_block: int) -> float:
-        """Return the decayed count of the template's clean records before ``until``; ``decay`` is by block."""
-        total = 0.0
-        for index, weight in enumerate(decay):
-            steps = self.templates.get(first_block + index, {}).get(id)
+    def busy_templates(self, start: int, end: int, least: int) -> list[str]:
+        """Return the templates with at least so many records in ``[start, end)``, sorted."""
+        totals: dict[str, int] = {}
+        for block in range(start // BLOCK_STEPS, (end - 1) // BLOCK_STEPS + 1):
+            for id, steps in self.templates.get(block, {}).items():
+                totals[id] = totals.get(id, 0) + sum(n for step, n in steps.items() if start <= step < end)
+        return sorted(id for id, total in totals.items() if total >= least)
+
+    def template_past(self, id: str, until: int, base: Baseline) -> float:
+        """Return the decayed count of the template's clean records before ``until``."""
+        whole = min(until, base.until) // BLOCK_STEPS
+        kept = base.pasts.get((id, whole))
+        if kept is None:
+            kept = 0.0
+            for index, weight in enumerate(base.decay[: max(whole - base.first_block, 0)].tolist()):
+                n = self._clean_hits(base.first_block + index, id)
+                if n:
+                    kept += weight * n
+            base.pasts[id, whole] = kept
+        for block in range(whole, (until - 1) // BLOCK_STEPS + 1):
+            steps = self.templates.get(block, {}).get(id)
             if steps:
-                clean = sum(n for step, n in steps.items() if step < until and self.odd[step - self.base] == 0)
-                total += float(weight) * clean
-        return total
+                kept += sum(n for step, n in steps.items() if step < until and self.odd[step - self.base] == 0)
+        return kept
+
+    def _clean_hits(self, block: int, id: str) -> int:
+        """Return the template's clean records in a block; what was summed once is remembered until it changes."""
+        steps = self.templates.get(block, {}).get(id)
+        if not steps:
+            return 0
+        known = self._hits.setdefault(block, {})
+        n = known.get(id)
+        if n is None:
+            n = known[id] = sum(n for step, n in steps.items() if self.odd[step - self.base] == 0)
+        return n
 
     def trim(self, before: int) -> bool:
         """Forget everything before the step ``before``; return whether nothing is left."""
@@ -223,6 +280,7 @@ class Series:
         self.blocks = self.blocks[cut:].copy()
         self.base += cut * BLOCK_STEPS
         self._dirty = {block - cut for block in self._dirty if block >= cut} | {0}
+        self._hits = {}
         kept: dict[int, dict[str, dict[int, int]]] = {}
         self.template_first = {}
         for block, ids in self.templates.items():
