@@ -471,6 +471,53 @@ def doctor(config: ConfigOption = None, url: UrlOption = None, output: OutputOpt
 
 
 @app.command()
+def backtest(
+    file: Annotated[Path, typer.Argument(help="NDJSON, plain, gzip or zstd.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where to write every odd window, as a JSON list.")
+    ] = None,
+    window: Annotated[str, typer.Option(help="Length of a window, as LOGSVC_WINDOW.")] = "5m",
+    grace: Annotated[str, typer.Option(help="How long a window waits for late records, as LOGSVC_GRACE.")] = "60s",
+) -> None:
+    """Show which tickets a file of records would have opened. Needs no service, key or store.
+
+    The same code as the service's judges it, tick by tick. `event.ingested` says when a record came;
+    without it, it came when it happened.
+
+    Example: `logsvc backtest logs.ndjson.gz --output flags.json`
+    """
+    from logsvc import detection
+    from logsvc.backtest import lines, write_flags
+    from logsvc.settings import DetectionSettings
+    from logsvc.timestamps import parse_duration
+
+    with _explained():
+        settings = DetectionSettings(window=parse_duration(window), grace=parse_duration(grace))
+        history = detection.new_history("default", settings)
+        for line in lines(file):
+            history.add(line)
+        for reason, n in history.refused.items():
+            terminal.console(is_error=True).print(f"[yellow]{n:,} lines refused:[/] {_escape(reason)}", soft_wrap=True)
+        if not history.records:
+            raise BadInput(f"no records in {str(file)!r}; expected one JSON object a line")
+        flags, tickets = detection.backtest(history, settings)
+        if output is not None:
+            try:
+                write_flags(output, [msgspec.to_builtins(flag) for flag in flags])
+            except OSError as exc:
+                raise BadInput(f"cannot write {str(output)!r}: {exc.strerror}") from exc
+        out = terminal.console()
+        if tickets:
+            out.print(terminal.backtest_table([msgspec.to_builtins(ticket) for ticket in tickets]))
+        joint = sum(ticket.kind == "joint" for ticket in tickets)
+        out.print(
+            f"{len(tickets):,} ticket{'' if len(tickets) == 1 else 's'} from {history.records:,} records of {history.tasks:,} tasks and services; "
+            f"only the forest opened {joint:,}",
+            highlight=False,
+        )
+
+
+@app.command()
 def demo(
     what: Annotated[
         str, typer.Option("--break", help="What goes wrong: schema, dependency, silence or none.")

@@ -30,6 +30,7 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+import msgspec
 from loguru import logger
 
 from detectors.base import (
@@ -43,8 +44,10 @@ from detectors.base import (
     Judgement,
     score_of,
 )
+from detectors.engine import Engine
 from detectors.explain import error_line, names, sentence, title
 from detectors.incidents import Change, Facts, Incident, Incidents
+from logsvc.backtest import History
 from logsvc.errors import LogsvcError, QueryTooExpensive, StoreUnavailable
 from logsvc.query import And, Exists, Node, Not, Range, Term, parse
 from logsvc.records import flatten
@@ -420,23 +423,19 @@ class Detection:
         """Look up what counts cannot tell: texts, service, names; from what the tick could see, and nothing later."""
         unit = _unit_node(judgement.unit)
         known = Range("event.ingested", None, cutoff_us, includes_high=False)
-        texts: dict[str, str] = {}
-        found: set[str] = set()
-        service: str | None = None
         span = Span(judgement.start_us, judgement.window_end_us)
-        for template in judgement.templates[:_FINGERPRINTS]:
-            node = And((unit, known, Term("log.template.id", template.id)))
-            for record in self._records(tenant, node, span, 1):
-                service = service or _text(record, "service.name")
-                text = _text(record, "log.template.text") or _text(record, "message")
-                texts[template.id] = text or template.id
-                found |= names(record)
-        if service is None:
+
+        def first(template: str) -> Mapping[str, object] | None:
+            found = self._records(tenant, And((unit, known, Term("log.template.id", template))), span, 1)
+            return found[0] if found else None
+
+        def service() -> str | None:
             # A silent unit has nothing in its window: its last record before tells its service.
             before = Span(None, judgement.window_end_us)
-            for record in self._records(tenant, And((unit, known)), before, 1, Order.NEWEST_FIRST):
-                service = _text(record, "service.name")
-        return Facts(service, texts, frozenset(found))
+            found = self._records(tenant, And((unit, known)), before, 1, Order.NEWEST_FIRST)
+            return _text(found[0], "service.name") if found else None
+
+        return _facts(judgement, first, service)
 
     def _records(
         self, tenant: str, node: Node, span: Span, limit: int, order: Order = Order.OLDEST_FIRST
@@ -547,6 +546,23 @@ class Detection:
             if len(samples) < _SAMPLES and record["event.id"] not in ids:
                 samples.append(record)
         return samples[:_SAMPLES]
+
+
+def _facts(
+    judgement: Judgement, first: Callable[[str], Mapping[str, object] | None], service_of: Callable[[], str | None]
+) -> Facts:
+    """Return what a judgement's records say, ``first`` being the oldest of a template in its window."""
+    texts: dict[str, str] = {}
+    found: set[str] = set()
+    service: str | None = None
+    for template in judgement.templates[:_FINGERPRINTS]:
+        record = first(template.id)
+        if record is None:
+            continue
+        service = service or _text(record, "service.name")
+        texts[template.id] = _text(record, "log.template.text") or _text(record, "message") or template.id
+        found |= names(record)
+    return Facts(service or service_of(), texts, frozenset(found))
 
 
 class _Session:
@@ -687,6 +703,107 @@ def work(pipe: Connection) -> None:
         if cutoff_us is not None:
             # After the answer, so that no window waits for the daily fit.
             judges[tenant].prepare()
+
+
+# Backtest ------------------------------------------------------------------------------------------------------------
+
+
+class Flag(msgspec.Struct):
+    """One odd window, as ``logsvc backtest`` writes it; times are RFC 3339. ``ticket`` is the one it belongs to.
+
+    ``detected_at`` is the end of the window plus the grace, and never before the last record that was used.
+    """
+
+    task: str
+    start: str
+    end: str
+    detected_at: str
+    score: float
+    kind: str
+    ticket: str
+
+
+class Opened(msgspec.Struct):
+    """A ticket that would have been opened."""
+
+    id: str
+    opened_at: str
+    resolved_at: str | None
+    kind: str
+    score: float
+    tasks: list[str]
+    title: str
+
+
+def new_history(tenant: str, settings: DetectionSettings) -> History:
+    """Return an empty history that counts as detection needs it."""
+    return History(tenant, step_us=Grid(_us(settings.window), _us(settings.grace)).step_us, tick_us=TICK_US)
+
+
+def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag], list[Opened]]:
+    """Judge a history as the service would have, tick by tick; return odd windows and tickets, the oldest first."""
+    grid = Grid(_us(settings.window), _us(settings.grace))
+    flags: list[Flag] = []
+    lines: dict[str, str] = {}
+    last: dict[str, Incident] = {}
+    cutoff_us = 0
+
+    def describe(judgement: Judgement) -> Facts:
+        def first(template: str) -> Mapping[str, object] | None:
+            record = history.first(judgement.unit, template, judgement.start_us, judgement.window_end_us, cutoff_us)
+            if record is not None and (line := error_line(record)):
+                lines.setdefault(template, line)
+            return record
+
+        return _facts(judgement, first, lambda: history.service(judgement.unit))
+
+    engine = Engine(grid, history.tenant, describe)
+
+    def advance(counts: Iterable[Count]) -> None:
+        for change in engine.advance(counts, cutoff_us):
+            last[change.incident.id] = change.incident
+        for judgement in engine.judgements:
+            incident = engine.incidents.of(judgement) if judgement.is_raised else None
+            if incident is not None:
+                flags.append(
+                    Flag(
+                        task=judgement.unit.partition(":")[2],
+                        start=format_us(judgement.start_us),
+                        end=format_us(judgement.end_us),
+                        detected_at=format_us(max(judgement.window_end_us + grid.grace_us, cutoff_us)),
+                        score=round(score_of(judgement.strength), 4),
+                        kind=judgement.kind,
+                        ticket=incident.id,
+                    )
+                )
+
+    def idle(until_us: int) -> None:
+        nonlocal cutoff_us
+        while cutoff_us + TICK_US < until_us:
+            cutoff_us += TICK_US
+            if not engine.is_idle(cutoff_us):
+                advance(())
+
+    for tick_us, counts in history.ticks():
+        if cutoff_us:
+            idle(tick_us)
+        cutoff_us = tick_us
+        advance([Count(c.unit, c.step_us, c.dimension.value, c.key, c.count) for c in counts])
+    # What came last is judged once its grace is over; what comes after the end nobody knows.
+    idle(cutoff_us + grid.grace_us + grid.step_us + TICK_US)
+    tickets = [
+        Opened(
+            id=incident.id,
+            opened_at=format_us(incident.opened_us),
+            resolved_at=None if incident.resolved_us is None else format_us(incident.resolved_us),
+            kind=incident.kind,
+            score=round(score_of(incident.strength), 4),
+            tasks=[unit.partition(":")[2] for unit in incident.members],
+            title=title(incident.root, incident.findings, incident.odd_templates(), incident.texts | lines),
+        )
+        for incident in sorted(last.values(), key=lambda incident: (incident.opened_us, incident.id))
+    ]
+    return flags, tickets
 
 
 # Words ---------------------------------------------------------------------------------------------------------------

@@ -693,6 +693,11 @@ def _table() -> dict[str, _Target]:
 _KEYS = _table()
 
 
+def keys_of(*attributes: str) -> frozenset[str]:
+    """Return the keys under which a sender may write these attributes of a record."""
+    return frozenset(key for key, target in _KEYS.items() if target.attribute in attributes)
+
+
 # ------------------------------------------------------------------------------------------ reading
 
 

@@ -147,6 +147,20 @@ def tickets_table(tickets: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
+def backtest_table(tickets: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the tickets that a history would have opened, the oldest first."""
+    rows = [
+        (
+            moment(ticket["opened_at"]),
+            ticket["kind"],
+            f"{ticket['score']:.2f}",
+            Text(clean(ticket["title"])),
+        )
+        for ticket in tickets
+    ]
+    return table("Tickets it would have opened (UTC)", ("Opened", "Kind", "Score", "What"), rows)
+
+
 def burst_chart(
     series: Sequence[Mapping[str, Any]],
     window: Mapping[str, str] | None = None,

@@ -1,0 +1,252 @@
+"""Backtest: records of the past, from a file or a service, read the way ingest reads them, for detection to replay.
+
+A record's time of arrival is its ``event.ingested``; without one it is taken to have come when it
+happened. Only counts are kept for most records; those at warn or above are kept whole, because a
+ticket names and groups by them. The order of the records in a file never matters.
+
+Not here: what is odd (detectors/), the replay itself (detection.py), the command (__main__.py).
+"""
+
+from __future__ import annotations
+
+import bisect
+import gzip
+import io
+import itertools
+import math
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import msgspec
+import numpy as np
+import zstandard
+
+from logsvc.drafts import END_OF_TIME_NS, Draft, TooLarge, keys_of, read
+from logsvc.errors import BadInput
+from logsvc.fields import LEVELS
+from logsvc.normaliser import ItemResult, Normaliser, Origin, decode_item, set_template
+from logsvc.store import Dimension, WindowCount
+from logsvc.timestamps import NS_PER_US, parse_timestamp
+from shippers import redact
+
+_MAGIC_GZIP, _MAGIC_ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_FACTS = {  # attributes of a record that texts and names are made of
+    "message": "message",
+    "error_type": "error.type",
+    "error_message": "error.message",
+    "host_name": "host.name",
+    "log_logger": "log.logger",
+    "log_template_text": "log.template.text",
+    "service_name": "service.name",
+    "task_name": "task.name",
+}
+_NAMES = frozenset({"task_name", "service_name", "service_version", "organization_id"})
+_COUNTED = keys_of(*_NAMES, "timestamp", "event_id", "log_level", "event_severity", "event_duration")
+_NO_TIME_US = END_OF_TIME_NS // NS_PER_US - 2 * 86_400_000_000  # what a record without a time is given
+
+
+@lru_cache(maxsize=65_536)
+def _masked(text: str) -> str:
+    return redact.mask(text)[0] if redact.might_hold(text) else text
+
+
+class Sample(NamedTuple):
+    """A record at warn or above, as far as tickets speak of it; sorts by time, then by its place in the file."""
+
+    time_us: int
+    place: int
+    ingested_us: int
+    record: Mapping[str, object]
+
+
+class History:
+    """Records of one tenant, counted by tick of arrival and step of event time.
+
+    Args:
+        tenant: Whose tickets these would have been; part of a ticket's id.
+        step_us: How far a window advances.
+        tick_us: Length of a tick of ``event.ingested``.
+    """
+
+    def __init__(self, tenant: str, *, step_us: int, tick_us: int) -> None:
+        self.tenant = tenant
+        self.records = 0
+        self.refused: dict[str, int] = {}  # reason → records that could not be read
+        self._step_us = step_us
+        self._tick_us = tick_us
+        self._normaliser = Normaliser(b"")
+        self._origin = Origin(tenant, "", "backtest", "", _NO_TIME_US)
+        self._units: dict[str, int] = {}
+        self._keys: dict[tuple[Dimension, str], int] = {}
+        # One entry a count: tick, unit and key in one number, step.
+        self._ticks, self._codes, self._steps = array("q"), array("q"), array("q")
+        self._samples: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+        self._services: dict[str, str] = {}
+        self._is_sorted = True
+
+    def add(self, item: bytes | Mapping[str, Any]) -> None:
+        """Take one record: a JSON object, or its text."""
+        sent = decode_item(item) if isinstance(item, bytes) else dict(item)
+        if isinstance(sent, ItemResult):
+            self._refuse(sent.reason or "not a record")
+            return
+        try:
+            draft = self._read(sent)
+        except TooLarge:
+            self._refuse("too large")
+            return
+        assert draft.time is not None  # complete() has set it
+        time_us = draft.time // NS_PER_US
+        if time_us == _NO_TIME_US:
+            self._refuse("without a time that can be read")
+            return
+        ingested_us = _ingested_us(sent)
+        self._count(draft.values, time_us, time_us if ingested_us is None else ingested_us)
+
+    def _read(self, sent: Mapping[str, Any]) -> Draft:
+        """Read a record as ingest does, but below warn no further than what is counted."""
+        draft = read({key: value for key, value in sent.items() if key in _COUNTED or type(value) is dict})
+        self._normaliser.complete(draft, self._origin)
+        if draft.values.get("event_severity", 9) >= LEVELS["warn"]:
+            draft = read(sent)
+            self._normaliser.complete(draft, self._origin)
+            set_template(draft, self._normaliser.mask(draft, self.tenant))
+        else:
+            for attribute in _NAMES.intersection(draft.values):
+                draft.values[attribute] = _masked(draft.values[attribute])
+        return draft
+
+    def _refuse(self, reason: str) -> None:
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def _count(self, values: Mapping[str, Any], time_us: int, ingested_us: int) -> None:
+        task = values.get("task_name")
+        unit = f"task:{task}" if task else f"service:{values['service_name']}"
+        number = self._units.setdefault(unit, len(self._units)) << 32
+        tick = ingested_us // self._tick_us * self._tick_us + self._tick_us
+        step = time_us // self._step_us * self._step_us
+        severity = values.get("event_severity", 9)
+        customer, version, duration = (
+            values.get("organization_id"),
+            values.get("service_version"),
+            values.get("event_duration"),
+        )
+        found = [(Dimension.LEVEL, values["log_level"])]
+        if customer is not None:
+            found.append((Dimension.CUSTOMER, customer))
+        if duration is not None:
+            found.append((Dimension.DURATION, str(math.floor(24 * math.log10(duration or 1)))))
+        if severity >= LEVELS["warn"]:
+            template = values["log_template_id"]
+            found.append((Dimension.TEMPLATE, template))
+            if severity >= LEVELS["error"]:
+                if customer is not None:
+                    found.append((Dimension.CUSTOMER_ERROR, customer))
+                if version is not None:
+                    found.append((Dimension.VERSION_ERROR, version))
+            record = {name: values[attribute] for attribute, name in _FACTS.items() if attribute in values}
+            self._samples[unit, template].append(Sample(time_us, self.records, ingested_us, record))
+            self._is_sorted = False
+        self._services.setdefault(unit, values["service_name"])
+        for key in found:
+            self._ticks.append(tick)
+            self._codes.append(number | self._keys.setdefault(key, len(self._keys)))
+            self._steps.append(step)
+        self.records += 1
+
+    def ticks(self) -> Iterator[tuple[int, list[WindowCount]]]:
+        """Yield (tick, counts) for rising ticks with records; a tick names its end."""
+        ticks, codes, steps = (np.frombuffer(part, np.int64) for part in (self._ticks, self._codes, self._steps))
+        if not ticks.size:
+            return
+        order = np.lexsort((steps, codes, ticks))
+        ticks, codes, steps = ticks[order], codes[order], steps[order]
+        differs = (np.diff(ticks) != 0) | (np.diff(codes) != 0) | (np.diff(steps) != 0)
+        first = np.concatenate([[0], np.flatnonzero(differs) + 1])
+        numbers = np.diff(np.concatenate([first, [ticks.size]]))
+        ticks, codes, steps = ticks[first], codes[first], steps[first]
+        edges = np.concatenate([[0], np.flatnonzero(np.diff(ticks)) + 1, [ticks.size]]).tolist()
+        units, keys = list(self._units), list(self._keys)
+        for low, high in itertools.pairwise(edges):
+            parts = (part[low:high].tolist() for part in (codes, steps, numbers))
+            yield (
+                int(ticks[low]),
+                [
+                    WindowCount(units[code >> 32], step, keys[code & 0xFFFFFFFF][0], keys[code & 0xFFFFFFFF][1], n)
+                    for code, step, n in zip(*parts, strict=True)
+                ],
+            )
+
+    def first(self, unit: str, template: str, start_us: int, end_us: int, known_us: int) -> Mapping[str, object] | None:
+        """Return the unit's oldest record of a template in ``[start, end)`` that had arrived before ``known_us``."""
+        if not self._is_sorted:
+            for samples in self._samples.values():
+                samples.sort(key=lambda sample: sample[:2])
+            self._is_sorted = True
+        samples = self._samples.get((unit, template), [])
+        for sample in samples[bisect.bisect_left(samples, (start_us,)) :]:
+            if sample.time_us >= end_us:
+                return None
+            if sample.ingested_us < known_us:
+                return sample.record
+        return None
+
+    def service(self, unit: str) -> str | None:
+        """Return the service of a unit."""
+        return self._services.get(unit)
+
+    @property
+    def tasks(self) -> int:
+        """How many units there are."""
+        return len(self._units)
+
+
+def _ingested_us(sent: Mapping[str, Any]) -> int | None:
+    value = sent.get("event.ingested")
+    if value is None:
+        event = sent.get("event")
+        value = event.get("ingested") if isinstance(event, Mapping) else sent.get("ingested")
+    if value is None:
+        return None
+    try:
+        return parse_timestamp(value) // NS_PER_US
+    except BadInput:
+        return None
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file: plain, gzip or zstd, told by its first bytes.
+
+    Raises:
+        BadInput: If it cannot be read or is damaged.
+    """
+    try:
+        with path.open("rb") as raw:
+            magic = raw.read(4)
+            raw.seek(0)
+            for line in _opened(raw, magic):
+                if line.strip():
+                    yield line
+    except (OSError, EOFError, zstandard.ZstdError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise BadInput(f"cannot read {str(path)!r}: {reason}") from exc
+
+
+def _opened(raw: IO[bytes], magic: bytes) -> Iterable[bytes]:
+    if magic.startswith(_MAGIC_GZIP):
+        return gzip.GzipFile(fileobj=raw)
+    if magic == _MAGIC_ZSTD:
+        return io.BufferedReader(
+            zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True),
+            1 << 20,
+        )
+    return raw
+
+
+def write_flags(path: Path, flags: Iterable[Mapping[str, object]]) -> None:
+    """Write flags as a JSON list."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(list(flags)), indent=1) + b"\n")

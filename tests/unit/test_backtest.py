@@ -1,0 +1,141 @@
+"""Backtest: a file gives the tickets that the service would have opened, in whatever order its lines are."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import zstandard
+from typer.testing import CliRunner
+
+from logsvc.__main__ import app
+from logsvc.normaliser import Normaliser, Origin
+from tests.support.records import rfc3339
+from tests.unit.detectors.traffic import MINUTE_US, NOW_US, Event, burst, normal
+from tests.unit.test_detection import TASKS, Bench
+
+BEGIN_US = NOW_US + 6 * MINUTE_US
+
+
+def events() -> list[Event]:
+    """Return quiet hours that were sent in one go, then live traffic in which one task breaks."""
+    out = []
+    for unit in TASKS:
+        start = NOW_US - 210 * MINUTE_US
+        out += normal(unit, start, NOW_US, seed=4, per_minute=1, arrives_us=NOW_US + 1_000)
+        out += normal(unit, NOW_US, NOW_US + 17 * MINUTE_US, seed=5, per_minute=3)
+    out += burst(TASKS[0], BEGIN_US, n=40)
+    # Some of what happened then came much later.
+    return out + burst(TASKS[1], BEGIN_US, n=30, arrives_us=NOW_US + 14 * MINUTE_US)
+
+
+def record(event: Event) -> dict[str, object]:
+    """Return an event as a sender writes it."""
+    name = event.unit.partition(":")[2]
+    failed = {"error.type": "ValueError", "error.message": "no such order"} if event.level == "error" else {}
+    return {
+        "@timestamp": rfc3339(event.time_us),
+        "event.ingested": rfc3339(event.ingested_us),
+        "event": {"id": f"{event.unit} {event.time_us} {event.level}"},
+        "level": event.level.upper(),
+        "service": name.partition(".")[0],
+        "task": name,
+        "version": event.version,
+        "message": f"{event.level} in {name}: order {event.time_us % 1000} {event.template}",
+        **failed,
+    }
+
+
+def live(bench: Bench, happened: Sequence[Event]) -> list[tuple[str, str, str]]:
+    """Return the tickets that the service opens, as (id, opened, kind)."""
+    normaliser = Normaliser(b"key")
+    for event in happened:
+        origin = Origin("default", "test", "native", "k", event.ingested_us)
+        _, entries, _ = normaliser.normalise([record(event)], origin)
+        bench.store.entries += entries
+    bench.detection.open()
+    bench.go(NOW_US + 17 * MINUTE_US)
+    bench.state.wait_for_cursor(NOW_US + 17 * MINUTE_US - 10_000_000)
+    opened = [ticket for type_, ticket in bench.state.events if type_ == "anomaly.opened"]
+    return sorted((ticket.id, ticket.opened_at, ticket.kind) for ticket in opened)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def run(path: Path, lines: Sequence[str], tmp_path: Path) -> tuple[list[dict[str, object]], str]:
+    """Return (flags, what the terminal shows) of a backtest of ``lines``."""
+    text = "".join(line + "\n" for line in lines).encode()
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(path.suffix, bytes)
+    path.write_bytes(pack(text))
+    output = tmp_path / "flags.json"
+    done = CliRunner().invoke(app, ["backtest", str(path), "--output", str(output)], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    return json.loads(output.read_text()), done.output
+
+
+def test_a_file_in_any_order_and_packing_gives_the_tickets_of_the_service(bench: Bench, tmp_path: Path) -> None:
+    happened = events()
+    try:
+        tickets = live(bench, happened)
+    finally:
+        bench.detection.close()
+    assert {kind for _, _, kind in tickets} == {"new_error"}
+    lines = [json.dumps(record(event)) for event in happened]
+    results = []
+    for seed, suffix in enumerate((".ndjson", ".gz", ".zst")):
+        random.Random(seed).shuffle(lines)
+        flags, said = run(tmp_path / f"logs{suffix}", lines, tmp_path)
+        results.append(flags)
+        assert f"{len(tickets)} ticket" in said
+        assert "ValueError:nosuchorder" in "".join(said.split())
+    assert results[0] == results[1] == results[2]
+    first = {str(flag["ticket"]): str(flag["detected_at"]) for flag in reversed(results[0])}
+    assert sorted(first) == [id for id, _, _ in tickets]
+    assert sorted(first.values()) == sorted(opened for _, opened, _ in tickets)
+
+
+def test_a_flag_is_never_dated_before_a_record_that_it_used(tmp_path: Path) -> None:
+    flags, _ = run(tmp_path / "logs", [json.dumps(record(event)) for event in events()], tmp_path)
+    assert set(flags[0]) == {"task", "start", "end", "detected_at", "score", "kind", "ticket"}
+    for flag in flags:
+        if flag["task"] == "email.send":
+            assert str(flag["detected_at"]) >= rfc3339(NOW_US + 14 * MINUTE_US)[:19]
+        assert str(flag["detected_at"]) > str(flag["end"]) > str(flag["start"])
+
+
+def test_without_times_of_arrival_records_came_when_they_happened(tmp_path: Path) -> None:
+    lines = []
+    for event in events():
+        item = record(event)
+        del item["event.ingested"]
+        lines.append(json.dumps(item))
+    flags, _ = run(tmp_path / "logs", lines, tmp_path)
+    assert {flag["task"] for flag in flags} == {"billing.charge", "email.send"}
+    assert min(str(flag["detected_at"]) for flag in flags) < rfc3339(BEGIN_US + 8 * MINUTE_US)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no records"),
+        (b"{not json}\n", "no records"),
+        (b"\x1f\x8bnot gzip", "cannot read"),
+        (b"\x28\xb5\x2f\xfdnot zstd", "cannot read"),
+        (b'{"message": "never"}\n', "without a time"),
+        (None, "cannot read"),
+    ],
+)
+def test_what_is_no_file_of_records_is_said_in_one_line(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "logs"
+    if content is not None:
+        path.write_bytes(content)
+    done = CliRunner().invoke(app, ["backtest", str(path)])
+    assert done.exit_code == 2
+    assert said in done.output
