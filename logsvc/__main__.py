@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from enum import Enum
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -63,6 +63,7 @@ class Output(Enum):
     JSON = "json"
 
 
+_T = TypeVar("_T")
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="text for people, json for programs.")]
 UrlOption = Annotated[
     str | None, typer.Option("--url", envvar="LOGSVC_URL", help="Address of the service.", show_default=False)
@@ -515,6 +516,66 @@ def backtest(
             f"only the forest opened {joint:,}",
             highlight=False,
         )
+
+
+@app.command()
+def simulate(
+    directory: Annotated[Path, typer.Argument(help="Where logs.ndjson.gz and truth.json go.", show_default=False)],
+    preset: Annotated[str, typer.Option(help="small, standard, hard, quiet or wobble.")] = "standard",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same records.", min=0)] = 1,
+    pool: Annotated[str, typer.Option(help="Which error messages: a or b.")] = "a",
+) -> None:
+    """Make up traffic with known incidents and quiet traps, to judge detection by.
+
+    Example: `logsvc simulate sim --seed 3`, `logsvc backtest sim/logs.ndjson.gz --output flags.json`,
+    `logsvc evaluate flags.json --truth sim/truth.json`
+    """
+    from logsvc import detection
+    from logsvc.backtest import write_records
+
+    with _explained():
+        records, truth = detection.simulate(preset, seed, pool)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            n = write_records(directory / "logs.ndjson.gz", records)
+            (directory / "truth.json").write_bytes(msgspec.json.format(msgspec.json.encode(truth), indent=1))
+        except OSError as exc:
+            raise BadInput(f"cannot write into {str(directory)!r}: {exc.strerror}") from exc
+        scored = sum(incident["scored"] for incident in truth["incidents"])
+        terminal.console().print(f"{n:,} records of {len(truth['tasks'])} tasks, {scored} incidents", highlight=False)
+
+
+@app.command()
+def evaluate(
+    flags: Annotated[Path, typer.Argument(help="As `backtest --output` writes it.", show_default=False)],
+    truth: Annotated[Path, typer.Option("--truth", help="What really happened.", show_default=False)],
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Say how well detection did where the truth is known: recall, false tickets, delay, by kind."""
+    import dataclasses
+
+    from logsvc import detection
+
+    with _explained():
+        measures = detection.evaluate(_read_json(truth, dict), _read_json(flags, list))
+        if output is Output.JSON:
+            rates = {name: getattr(measures, name) for name in ("precision", "recall", "f1", "false_per_task_day")}
+            _print_json({**dataclasses.asdict(measures), **rates})
+            return
+        for shown in terminal.measures_view(measures):
+            terminal.console().print(shown, highlight=False)
+
+
+def _read_json(path: Path, kind: type[_T]) -> _T:
+    try:
+        found: object = msgspec.json.decode(path.read_bytes())
+    except OSError as exc:
+        raise BadInput(f"cannot read {str(path)!r}: {exc.strerror}") from exc
+    except msgspec.MsgspecError as exc:
+        raise BadInput(f"{str(path)!r} is not JSON: {exc}") from exc
+    if not isinstance(found, kind):
+        raise BadInput(f"{str(path)!r} holds no JSON {'list' if kind is list else 'object'}")
+    return found
 
 
 @app.command()

@@ -136,8 +136,6 @@ class History:
             values.get("event_duration"),
         )
         found = [(Dimension.LEVEL, values["log_level"])]
-        if customer is not None:
-            found.append((Dimension.CUSTOMER, customer))
         if duration is not None:
             found.append((Dimension.DURATION, str(math.floor(24 * math.log10(duration or 1)))))
         if severity >= LEVELS["warn"]:
@@ -250,3 +248,13 @@ def _opened(raw: IO[bytes], magic: bytes) -> Iterable[bytes]:
 def write_flags(path: Path, flags: Iterable[Mapping[str, object]]) -> None:
     """Write flags as a JSON list."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(list(flags)), indent=1) + b"\n")
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, object]]) -> int:
+    """Write records as NDJSON in gzip; return how many."""
+    n = 0
+    with gzip.open(path, "wb", compresslevel=1) as out:
+        for record in records:
+            out.write(msgspec.json.encode(record) + b"\n")
+            n += 1
+    return n

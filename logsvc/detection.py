@@ -33,6 +33,8 @@ from typing import Any, Protocol
 import msgspec
 from loguru import logger
 
+from detectors import evaluate as evaluation
+from detectors import simulate as simulation
 from detectors.base import (
     DETECTOR_NAME,
     DETECTOR_VERSION,
@@ -48,7 +50,7 @@ from detectors.engine import Engine
 from detectors.explain import error_line, names, sentence, title
 from detectors.incidents import Change, Facts, Incident, Incidents
 from logsvc.backtest import History
-from logsvc.errors import LogsvcError, QueryTooExpensive, StoreUnavailable
+from logsvc.errors import BadInput, LogsvcError, QueryTooExpensive, StoreUnavailable
 from logsvc.query import And, Exists, Node, Not, Range, Term, parse
 from logsvc.records import flatten
 from logsvc.settings import DetectionSettings
@@ -67,9 +69,11 @@ from logsvc.tickets import (
     next_state,
     severity_of,
 )
-from logsvc.timestamps import Clock, format_us, system_clock
+from logsvc.timestamps import Clock, format_us, parse_timestamp, system_clock
 
-_DIMENSIONS = frozenset({Dimension.LEVEL, Dimension.TEMPLATE, Dimension.DURATION, Dimension.VERSION_ERROR})
+_DIMENSIONS = frozenset(
+    {Dimension.LEVEL, Dimension.TEMPLATE, Dimension.DURATION, Dimension.CUSTOMER_ERROR, Dimension.VERSION_ERROR}
+)
 _DAY_US = 86_400_000_000
 _BLIND_AFTER_US = 60_000_000  # without any progress
 _LATE_AFTER_US = 300_000_000  # with progress: a backlog, such as days of history at once, is no fault yet
@@ -804,6 +808,51 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
         for incident in sorted(last.values(), key=lambda incident: (incident.opened_us, incident.id))
     ]
     return flags, tickets
+
+
+# Evaluation ----------------------------------------------------------------------------------------------------------
+
+
+def simulate(preset: str, seed: int, pool: str) -> tuple[Iterable[dict[str, Any]], dict[str, Any]]:
+    """Return made-up records, by arrival, and the truth about the incidents in them.
+
+    Raises:
+        BadInput: If there is no such preset or pool.
+    """
+    if preset not in simulation.PRESETS:
+        raise BadInput(f"no preset {preset!r}; expected one of {', '.join(simulation.PRESETS)}")
+    if pool not in simulation.POOLS:
+        raise BadInput(f"no pool of messages {pool!r}; expected one of {', '.join(simulation.POOLS)}")
+    made = simulation.Simulation(preset, seed, pool=pool)
+    return made.records(), made.truth
+
+
+def evaluate(truth: Mapping[str, Any], flags: Iterable[Mapping[str, Any]]) -> evaluation.Measures:
+    """Return how well flags, as ``backtest`` writes them, match the truth.
+
+    Raises:
+        BadInput: If a field is missing or a time cannot be read.
+    """
+    try:
+        read = [
+            evaluation.Flag(
+                task=str(flag["task"]),
+                start=_seconds(flag["start"]),
+                end=_seconds(flag["end"]),
+                detected=_seconds(flag["detected_at"] if flag.get("detected_at") is not None else flag["end"]),
+                score=float(flag.get("score", 1.0)),
+                kind=str(flag.get("kind", "")),
+                ticket=flag.get("ticket"),
+            )
+            for flag in flags
+        ]
+        return evaluation.measure(truth, read)
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise BadInput(f"neither truth nor flags of the expected form: {type(exc).__name__} {exc}") from exc
+
+
+def _seconds(time: object) -> float:
+    return parse_timestamp(time) / 1e9
 
 
 # Words ---------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from rich import box
@@ -159,6 +160,35 @@ def backtest_table(tickets: Sequence[Mapping[str, Any]]) -> Table:
         for ticket in tickets
     ]
     return table("Tickets it would have opened (UTC)", ("Opened", "Kind", "Score", "What"), rows)
+
+
+def measures_view(measures: Any) -> Iterator[str | Table]:
+    """Yield what ``evaluate`` says, ``measures`` being those of ``detectors.evaluate``."""
+    yield (
+        f"{measures.detected} of {measures.incidents} incidents detected, {measures.tickets} tickets, "
+        f"{measures.false_tickets} false\n"
+        f"precision {measures.precision:.3f}, recall {measures.recall:.3f}, F1 {measures.f1:.3f}\n"
+        f"{measures.false_per_task_day:.4f} false tickets per task and day over {measures.task_days:.1f} task-days"
+    )
+    if measures.delays:
+        yield (
+            f"delay in windows after the evidence: median {measures.delay(0.5):.2f}, "
+            f"90th percentile {measures.delay(0.9):.2f}"
+        )
+    if measures.tickets_per_incident is not None:
+        one = "none" if measures.cascades_on_one_ticket is None else f"{measures.cascades_on_one_ticket:.2f}"
+        yield f"{measures.tickets_per_incident:.2f} tickets an incident; share of cascades on one ticket: {one}"
+    yield f"only the forest opened {measures.forest_tickets} tickets, {measures.forest_false} of them false"
+    rows = [
+        (name, f"{kind.detected}/{kind.incidents}", f"{median(kind.delays):.2f}" if kind.delays else "")
+        for name, kind in measures.kinds.items()
+    ]
+    if rows:
+        yield table(None, ("Kind", "Detected", "Delay"), rows)
+    if measures.missed:
+        yield f"missed: {', '.join(measures.missed)}"
+    if measures.false_near:
+        yield "false tickets beside: " + ", ".join(f"{name} {n}" for name, n in sorted(measures.false_near.items()))
 
 
 def burst_chart(

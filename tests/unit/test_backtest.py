@@ -12,6 +12,7 @@ import pytest
 import zstandard
 from typer.testing import CliRunner
 
+from detectors.simulate import PRESETS, Preset
 from logsvc.__main__ import app
 from logsvc.normaliser import Normaliser, Origin
 from tests.support.records import rfc3339
@@ -139,3 +140,32 @@ def test_what_is_no_file_of_records_is_said_in_one_line(tmp_path: Path, content:
     done = CliRunner().invoke(app, ["backtest", str(path)])
     assert done.exit_code == 2
     assert said in done.output
+
+
+def test_what_is_simulated_can_be_judged_and_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Preset({"api": 2}, 1, 0.75, 400, {"error_burst": 1}, new_tasks=0)
+    monkeypatch.setitem(PRESETS, "tiny", tiny)
+    sim = tmp_path / "sim"
+    for arguments in (
+        ["simulate", str(sim), "--preset", "tiny", "--seed", "3"],
+        ["backtest", str(sim / "logs.ndjson.gz"), "--output", str(tmp_path / "flags.json")],
+    ):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "flags.json"), "--truth", str(sim / "truth.json")])
+    assert done.exit_code == 0, done.output
+    assert "of 1 incidents detected" in done.output
+    assert "only the forest opened" in done.output
+    done = CliRunner().invoke(
+        app, ["evaluate", str(tmp_path / "flags.json"), "--truth", str(sim / "truth.json"), "-o", "json"]
+    )
+    assert json.loads(done.output)["incidents"] == 1
+
+
+def test_what_cannot_be_evaluated_is_said(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("[]")
+    done = CliRunner().invoke(app, ["evaluate", str(wrong), "--truth", str(wrong)])
+    assert (done.exit_code, "holds no JSON object" in done.output) == (2, True)
+    done = CliRunner().invoke(app, ["simulate", str(tmp_path), "--preset", "odd"])
+    assert (done.exit_code, "standard" in done.output) == (2, True)
