@@ -39,10 +39,12 @@ class AesSeal:
                 "python -c 'import secrets; print(secrets.token_hex(32))'"
             )
         try:
+            from cryptography.exceptions import InvalidTag
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
         except ImportError as exc:
             raise ValueError("an encrypted spool needs the extra: pip install 'logsvc-shippers[encryption]'") from exc
         self._cipher: Any = AESGCM(secret)
+        self._invalid: type[Exception] = InvalidTag
         self.key_id = hashlib.blake2b(secret, digest_size=KEY_ID_BYTES, person=b"logsvc-spool-key").digest()
 
     def close(self, body: bytes, about: bytes) -> bytes:
@@ -56,9 +58,7 @@ class AesSeal:
         Raises:
             ValueError: If it was not made by ``close`` with the same key and ``about``.
         """
-        from cryptography.exceptions import InvalidTag
-
         try:
             return bytes(self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], about))
-        except InvalidTag as exc:
+        except self._invalid as exc:
             raise ValueError("not sealed by this key") from exc

@@ -35,6 +35,11 @@ from typing import IO, Callable, Protocol
 
 from shippers.transport import ENCODINGS, Batch
 
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
 _MAGIC = b"LSP1"
 # magic, encoding, records, key (zero for none), then the BLAKE2b of the sealed body
 _HEADER = struct.Struct(">4sBI8s16s")
@@ -162,7 +167,7 @@ class Spool:
                     os.fsync(file.fileno())
             os.rename(temporary, self.directory / name)
             if self._fsync:
-                _fsync_directory(self.directory)
+                fsync_directory(self.directory)
         except OSError as exc:
             for leftover in (temporary, self.directory / name):
                 _remove(leftover)
@@ -358,12 +363,8 @@ def lock_file(path: Path, *, create: bool) -> IO[bytes] | None:
     file = os.fdopen(os.open(path, flags, 0o600), "r+b")
     try:
         if sys.platform == "win32":
-            import msvcrt
-
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
-            import fcntl
-
             # flock, not lockf: a POSIX lock would go when anyone in this process closes the file.
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -379,7 +380,8 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return False
 
 
-def _fsync_directory(directory: Path) -> None:
+def fsync_directory(directory: Path) -> None:
+    """Make the names in ``directory`` durable."""
     if sys.platform == "win32":
         return  # Windows cannot open directories; NTFS journals the rename
     descriptor = os.open(directory, os.O_RDONLY)

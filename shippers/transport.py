@@ -14,6 +14,7 @@ Not here: when to try again (batcher.py), what waits meanwhile (spool.py).
 from __future__ import annotations
 
 import email.utils
+import encodings.idna  # noqa: F401 - else the sender imports it, and a fork amid an import leaves its lock behind
 import gzip
 import http.client
 import io

@@ -687,6 +687,27 @@ for thread in threads: thread.join()
     assert sum(message.startswith("child") for message in service.messages()) == 15
 
 
+def test_our_threads_import_nothing_since_a_fork_amid_an_import_leaves_its_lock_behind(
+    service: Service, tmp_path: Path
+) -> None:
+    program = """
+import logging, sys, shippers
+handlers = [shippers.LogHandler(url, "k", service="shop", spool_dir=sys.argv[2]) for url in sys.argv[1].split()]
+logger = logging.getLogger("shop")
+for handler in handlers:
+    logger.addHandler(handler)
+before = set(sys.modules)
+logger.error("one", extra={"two": [3]})
+for handler in handlers:
+    assert handler.flush(20.0)
+print(*sorted(set(sys.modules) - before))
+"""
+    urls = f"{service.url} http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-c", program, urls, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert (result.returncode, result.stdout.strip()) == (0, b""), result.stderr
+
+
 def test_a_multiprocessing_child_flushes_at_its_end(service: Service, tmp_path: Path) -> None:
     program = """
 import logging, multiprocessing, sys, shippers
