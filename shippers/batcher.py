@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 from shippers import context
-from shippers.record import Finisher, Item, Origin
+from shippers.record import Finished, Finisher, Item, Origin
 from shippers.spool import Seal, Spool, SpoolError
 from shippers.transport import ENCODINGS, Batch, Outcome, Transport, Verdict
 
@@ -238,7 +238,7 @@ class Batcher:
         self._spooling = threading.RLock()
         self._changed = threading.Condition()
         self._wake = _Wake()
-        self.queue: deque[Union[Item, Mark]] = deque()
+        self.queue: deque[Union[Item, Finished, Mark]] = deque()
         # Queue length from which put() takes the slow path: -1 before the threads run and after they
         # end, _wake_length while the encoder sleeps, the bound while it works.
         self.wake_at = -1
@@ -249,6 +249,7 @@ class Batcher:
         self._is_ended = False  # closed, and nobody looks at the queue any more
         self._start_retry_at = 0.0
         self._large_chars = 0
+        self._finished_records = 0  # among what is queued
         self._finisher = Finisher(self._origin)
         self._spool: Spool | None = None
         if self._spool_root is not None:
@@ -306,6 +307,20 @@ class Batcher:
         except Exception as exc:
             self.count_failed(exc)
 
+    def put_finished(self, lines: Finished) -> None:
+        """Queue records that are finished already, by ``finisher``; otherwise like ``put``."""
+        try:
+            with self._lock:
+                self._finished_records += len(lines)
+            self._put_slowly(lines)
+        except Exception as exc:
+            self.count_failed(exc)
+
+    @property
+    def finisher(self) -> Finisher:
+        """What numbers the records of this epoch."""
+        return self._finisher
+
     def count_failed(self, exc: Exception) -> None:
         """Count a record that could not even be queued, such as for want of stack; never raises."""
         try:
@@ -317,7 +332,8 @@ class Batcher:
     def has_room(self) -> bool:
         """Whether the next ``put`` of a single producer neither drops nor blocks."""
         settings = self.settings
-        return len(self.queue) < settings.queue_max_records and self._large_chars * 2 < settings.queue_max_bytes
+        waiting = len(self.queue) + self._finished_records
+        return waiting < settings.queue_max_records and self._large_chars * 2 < settings.queue_max_bytes
 
     def mark(self) -> Mark:
         """Return a mark behind everything put so far, and set the threads going."""
@@ -392,7 +408,7 @@ class Batcher:
         with self._lock:
             drops = {f"dropped_{reason}": count for reason, count in self._drops.items()}
         return {
-            "queued": len(self.queue),
+            "queued": len(self.queue) + self._finished_records,
             "encoded": self._finisher.sequence,
             "sent": self._sent,
             "spooled_batches": len(self._spool) if self._spool else 0,
@@ -402,7 +418,7 @@ class Batcher:
 
     # --- putting slowly: waking, starting, large records, a full queue -----------------------
 
-    def _put_slowly(self, item: Item) -> None:
+    def _put_slowly(self, item: Union[Item, Finished]) -> None:
         size = _weigh(item)
         queue = self.queue
         deadline: float | None = None
@@ -435,15 +451,15 @@ class Batcher:
                     return
             time.sleep(0.002)
 
-    def _put_ended(self, item: Item) -> None:
+    def _put_ended(self, item: Union[Item, Finished]) -> None:
         """Take a record after the end: a destructor, or an exit handler that ran after ours."""
         with self._spooling:
-            line = self._finisher.finish(item)
+            lines = item if isinstance(item, list) else [self._finisher.finish(item)]
             if self._spool is None:
                 self._count_drop("closed", 1)
                 return
             try:
-                self._spool.append(Batch.of([line], self.settings.compression))
+                self._spool.append(Batch.of(lines, self.settings.compression))
             except SpoolError as exc:
                 self._count_drop(exc.reason, 1, str(exc))
             self._spool.close()
@@ -544,9 +560,15 @@ class Batcher:
                 if weight > SMALL_CHARS:
                     with self._lock:
                         self._large_chars -= weight
-            line = finish(item)
-            lines.append(line)
-            size += len(line)
+            if type(item) is list:
+                lines += item
+                size += sum(map(len, item))
+                with self._lock:
+                    self._finished_records -= len(item)
+            else:
+                line = finish(item)  # type: ignore[arg-type]
+                lines.append(line)
+                size += len(line)
             if len(lines) >= settings.batch_max_records or size >= settings.batch_max_bytes:
                 self._hand_over(lines)
                 lines, size = [], 0
@@ -806,6 +828,8 @@ class Batcher:
             item = self.queue.popleft()
             if isinstance(item, Mark):
                 waiting.append(item)
+            elif isinstance(item, list):
+                lines += item
             else:
                 lines.append(self._finisher.finish(item))
         if lines:
@@ -879,6 +903,8 @@ def _close_with_multiprocessing(batcher: Batcher) -> None:
 
 def _weigh(item: Any) -> int:
     """Return roughly how many characters an item holds."""
+    if type(item) is list:
+        return sum(map(len, item))
     if type(item) is tuple:
         size = len(item[9])
         if item[10] is not None:
@@ -892,6 +918,8 @@ def _weigh_nested(value: Any) -> int:
         return len(value)
     if isinstance(value, dict):
         return sum(len(key) + _weigh_nested(item) for key, item in value.items())
+    if isinstance(value, bytes):
+        return len(value)
     if isinstance(value, list):
         return sum(map(_weigh_nested, value))
     return 8

@@ -65,6 +65,9 @@ Captured = tuple[
 Item = Union[Captured, "dict[str, Any]"]
 """What waits in the queue: a captured log call, or a record that is ready but for its identity."""
 
+Finished = list[bytes]
+"""Records that are finished already: masked, numbered and encoded, one each."""
+
 
 # --- capturing: in the application's thread ---------------------------------------------------
 
@@ -425,9 +428,18 @@ class Finisher:
         )
         self._second = (-1, "")
 
+    def number(self) -> int:
+        """Return the next number in this epoch."""
+        self.sequence = sequence = next(self._sequences)
+        return sequence
+
+    def base(self) -> dict[str, Any]:
+        """Return what every record of this origin says, masked."""
+        return self._base.copy()
+
     def finish(self, item: Item) -> bytes:
         """Return the record of ``item`` as one line of JSON; never raises."""
-        sequence = self.sequence = next(self._sequences)
+        sequence = self.number()
         try:
             record = self._build(item, sequence)
             return _encode_json(record).encode("utf-8", "replace")

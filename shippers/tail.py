@@ -1,34 +1,51 @@
 """Tail: following files and standard input, line by line, and remembering how far.
 
 ``Source`` is the seam: ``FileSource`` and ``StreamSource`` (standard input). A file is told from
-its successor by inode and by a fingerprint of its first line, so that neither a rename nor a reused
-inode is mistaken. After a rename the old file is read to its end before the new one; after a
-truncation reading starts again at the top. A last line without line feed is held until it has one,
-or until its file has been replaced.
+its successor by inode and by a fingerprint of its first bytes, so that neither a rename nor a reused
+inode is mistaken. After a rename the old file is read to its end, then whatever was rotated away
+before it could be read, then the new one. After a truncation the copy that ``copytruncate`` made is
+looked for and read to its end; then reading starts again at the top. Rotated files may have been
+compressed meanwhile. A last line without line feed is held until it has one, or until its file has
+been replaced.
 
 What always holds: lines come in order, each once while the process lives; ``Position`` and
 ``Checkpoints`` bring a restart to the first line that was not settled, and the identity of a line
 (file, offset) is the same when it is read again, so sending it twice is harmless.
 
-Not here: joining lines (multiline.py), when a checkpoint may move (agent.py).
+Not here: which files match a pattern (watch.py), joining lines (multiline.py), when a checkpoint
+may move (agent.py).
 """
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
+import re
 import select
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Callable, Optional, Protocol
+from typing import IO, Any, Callable, Optional, Protocol, Union
+
+from shippers.spool import fsync_directory
 
 READ_BYTES = 256 * 1024
 MAX_LINE_BYTES = 768 * 1024
-_FINGERPRINT_BYTES = 1024
-_CHECKPOINT_VERSION = 1
+HEAD_BYTES = 1024
+_CHECKPOINT_VERSION = 2
+_MAX_CHECKPOINTS = 10_000
+_REMEMBERED = 64  # heads of files read to their end, which a copy of them is told by
+_OPENERS: Mapping[str, Callable[[Any, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSED = (*_OPENERS, ".zst", ".lz4", ".Z", ".zip")
+# What rotation adds to a name: .1, -20241225, .2024-12-25_13-00, .old, and a suffix for compression.
+ROTATED = r"[.\-_](?:\d[\d.\-_T]*|old|bak|prev)"
 
 
 @dataclass(frozen=True)
@@ -37,15 +54,21 @@ class Position:
 
     Attributes:
         inode: Which file.
-        fingerprint: Of its first line, so that a reused inode is noticed.
-        generation: How often this file was truncated while we watched.
+        head: Hash of its first bytes, so that a reused inode is noticed and a copy known.
+        head_bytes: How many those are.
+        identity: Names the file's content.
+        generation: How many files or contents of files there were before it at this path.
         offset: Bytes before the first line not yet read.
+        mtime_ns: When it was written last, as far as that was seen: what was rotated away later is newer.
     """
 
     inode: int
-    fingerprint: str
+    head: str
+    head_bytes: int
+    identity: str
     generation: int
     offset: int
+    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +123,12 @@ class _Lines:
     def cut(self, data: bytes) -> list[tuple[int, str]]:
         whole, newline, rest = (self._rest + data).rpartition(b"\n")
         lines: list[tuple[int, str]] = []
-        if newline:
+        if newline and len(whole) <= MAX_LINE_BYTES and whole.isascii() and b"\r" not in whole:
+            texts = whole.decode("ascii").split("\n")
+            offsets = list(accumulate([len(text) + 1 for text in texts], initial=self.offset))
+            lines = list(zip(offsets, texts))
+            self.offset = offsets[-1]
+        elif newline:
             for line in whole.split(b"\n"):
                 self._add(lines, line)
                 self.offset += 1
@@ -122,6 +150,76 @@ class _Lines:
             text = part[:-1] if part.endswith(b"\r") else part
             lines.append((self.offset + start, text.decode("utf-8", "replace")))
         self.offset += len(line)
+
+
+class _File:
+    """One file that is being read: plain or, if it was rotated, perhaps compressed.
+
+    Args:
+        path: Where it is.
+        offset: Where to begin.
+        is_rotated: Whether nobody writes to it any more.
+
+    Raises:
+        OSError: If it cannot be opened, or holds less than ``offset`` bytes.
+    """
+
+    def __init__(self, path: str, offset: int = 0, *, is_rotated: bool = False) -> None:
+        self.path = path
+        self.is_rotated = is_rotated
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        self._packed: IO[bytes] | None = None
+        self._unpacked: IO[bytes] | None = None
+        self._first = b""
+        try:
+            self.inode = os.fstat(self.descriptor).st_ino
+            opener = _OPENERS.get(os.path.splitext(path)[1])
+            if opener is not None:
+                self._packed = os.fdopen(os.dup(self.descriptor), "rb")
+                self._unpacked = opener(self._packed, "rb")
+                self._first = self._unpack(HEAD_BYTES)
+                self._unpacked.seek(offset)
+            else:
+                os.lseek(self.descriptor, offset, os.SEEK_SET)
+            if self.size < offset:
+                raise OSError(0, "shorter than what was read of it", path)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes in it; of a compressed one, those read."""
+        return os.fstat(self.descriptor).st_size if self._unpacked is None else self._unpacked.tell()
+
+    @property
+    def mtime_ns(self) -> int:
+        return os.fstat(self.descriptor).st_mtime_ns
+
+    @property
+    def is_unlinked(self) -> bool:
+        return os.fstat(self.descriptor).st_nlink == 0
+
+    def head(self, count: int = HEAD_BYTES) -> bytes:
+        """Return its first bytes, at most ``count``."""
+        return os.pread(self.descriptor, count, 0) if self._unpacked is None else self._first[:count]
+
+    def read(self) -> bytes:
+        """Return the next bytes; none at the end."""
+        return os.read(self.descriptor, READ_BYTES) if self._unpacked is None else self._unpack(READ_BYTES)
+
+    def close(self) -> None:
+        for file in (self._unpacked, self._packed):
+            if file is not None:
+                file.close()
+        os.close(self.descriptor)
+
+    def _unpack(self, count: int) -> bytes:
+        assert self._unpacked is not None
+        try:
+            return self._unpacked.read(count)
+        except (EOFError, ValueError, lzma.LZMAError) as exc:
+            raise OSError(0, f"damaged: {exc}", self.path) from exc
 
 
 class FileSource:
@@ -152,12 +250,26 @@ class FileSource:
         self._clock = clock
         self._resume = resume
         self._is_from_end = is_from_end and resume is None
-        self._descriptor: int | None = None
+        self._file: _File | None = None
+        self._waiting: deque[Union[_File, str]] = deque()  # rotated files still to be read, oldest first
+        self._head = b""  # first bytes of the file, as far as they were read
+        self._identity = ""  # none while its first line is incomplete
+        self._named = ""  # the identity given last
         self._inode = 0
-        self._fingerprint: str | None = None
-        self._generation = 0
+        self._generation = -1
+        self._done_heads: deque[bytes] = deque(maxlen=_REMEMBERED)
+        self._done_mtime_ns = 0
+        self._mtime_ns = 0
         self._lines = _Lines(0)
         self._replaced_at: float | None = None
+
+    @property
+    def unread_bytes(self) -> int:
+        """How many bytes wait in the file that is being read."""
+        try:
+            return 0 if self._file is None else max(0, self._file.size - self._lines.end)
+        except OSError:
+            return 0
 
     def read(self) -> Chunk | None:
         """Return the next lines, or None."""
@@ -165,127 +277,275 @@ class FileSource:
             return self._read()
         except OSError as exc:
             self.error = exc
-            self.close()
+            if self._file is not None and self._file.is_rotated:
+                self._leave()  # damaged: what could be read of it was
+            else:
+                self.close()
             return None
 
     def finish(self) -> Chunk | None:
         """Return the last line though it has no line feed, or None."""
-        if self._descriptor is None:
+        if self._file is None:
             return None
         lines: list[tuple[int, str]] = []
-        if self._fingerprint is None:
-            self._fingerprint = _fingerprint(self._descriptor, is_whole=True)
-            lines = self._lines.cut(os.read(self._descriptor, READ_BYTES))
+        if not self._identity:
+            if not self._file.head(1):
+                return None
+            self._name_it(is_whole=True)
+            lines = self._lines.cut(self._file.read())
         return self._chunk(lines + self._lines.finish())
 
     def close(self) -> None:
-        """Close the file."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+        """Close the file; reading again goes on where it stopped."""
+        file, self._file = self._file, None
+        if file is not None:
+            if self._identity:
+                self._resume = self._position()
+            file.close()
+        while self._waiting:
+            waiting = self._waiting.pop()  # found again by the same means
+            if isinstance(waiting, _File):
+                waiting.close()
 
     def _read(self) -> Chunk | None:
-        if self._descriptor is None and not self._open():
+        if self._file is None and not self._open():
             return None
-        assert self._descriptor is not None
-        if self._fingerprint is None:
-            # Nothing is read before the file can be named, which its first line does.
-            self._fingerprint = _fingerprint(self._descriptor)
-        if self._fingerprint is not None:
-            size = os.fstat(self._descriptor).st_size
-            if size < self._lines.end:
-                self._start_over()
+        file = self._file
+        assert file is not None
+        if not self._identity:
+            if self._done_mtime_ns and not file.is_rotated and file.head(1) and self._has_missed():
                 return None
-            data = os.read(self._descriptor, READ_BYTES)
-            if data:
-                self._replaced_at = None
-                return self._chunk(self._lines.cut(data))
-        return self._follow()
+            if not self._name_it():
+                # Nothing is read before the file can be named, which its first line does.
+                return self._follow()
+        size = file.size
+        self._mtime_ns = file.mtime_ns
+        if size < self._lines.end or (size > self._lines.end and file.head(len(self._head)) != self._head):
+            self._start_over()
+            return None
+        data = file.read()
+        if not data:
+            return self._follow()
+        self._replaced_at = None
+        lines = self._lines.cut(data)
+        if len(self._head) < HEAD_BYTES:
+            self._head = file.head(min(HEAD_BYTES, self._lines.end))
+        return self._chunk(lines)
 
     def _follow(self) -> Chunk | None:
         """At the end of the file: is it still the one at the path?"""
-        try:
-            is_same = os.stat(self.name).st_ino == self._inode
-        except FileNotFoundError:
-            return None  # renamed or removed, and no successor yet
-        if is_same:
-            return None
-        now = self._clock()
-        if self._replaced_at is None:
-            self._replaced_at = now
-        if now - self._replaced_at < self._grace_s:
-            return None  # whoever writes may go on in the old file for a moment
+        file = self._file
+        assert file is not None
+        if not file.is_rotated:
+            try:
+                if os.stat(self.name).st_ino == self._inode:
+                    return None
+            except FileNotFoundError:
+                if not file.is_unlinked:
+                    return None  # renamed, and no successor yet
+            now = self._clock()
+            if self._replaced_at is None:
+                self._replaced_at = now
+            if now - self._replaced_at < self._grace_s:
+                return None  # whoever writes may go on in the old file for a moment
         last = self.finish()
-        self.close()
-        self._is_from_end = False
+        self._leave()
         return last or self._read()
 
+    def _leave(self) -> None:
+        """The file is read to its end: go on to what was rotated away after it, then to the one at the path."""
+        file, self._file = self._file, None
+        assert file is not None
+        self._done_mtime_ns = max(self._done_mtime_ns, file.mtime_ns)
+        if self._identity:
+            self._done_heads.append(self._head)
+        file.close()
+        self._identity, self._head = "", b""
+        self._is_from_end = False
+        self._replaced_at = None
+        opened = [waiting for waiting in self._waiting if isinstance(waiting, _File)]
+        missed = self._missed(opened[0].mtime_ns if opened else None)
+        self._waiting = deque([*missed, *opened])  # anew, since rotation may have renamed them
+
     def _start_over(self) -> None:
-        """The file was truncated in place: what follows is new, though the inode is the same."""
-        assert self._descriptor is not None
-        self._generation += 1
-        self._fingerprint = None
-        self._lines = _Lines(0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        """The file was truncated in place: what follows is new, though the inode is the same.
+
+        What was written between our last look and the truncation is in the copy, if one was made.
+        """
+        position = self._position()
+        file, self._file = self._file, None
+        assert file is not None
+        file.close()
+        self._replaced_at = None
+        for path in self._rotated():
+            copy = self._open_match(path, position)
+            if copy is not None:
+                self._take_up(copy, position)
+                return
+        self._done_heads.append(self._head)
+        self._identity, self._head = "", b""
+        self._open_at_path()
 
     def _open(self) -> bool:
-        resume, self._resume = self._resume, None
-        self._replaced_at = None
-        if resume is not None and self._open_at(resume):
+        """Open what is to be read next; False if there is nothing now."""
+        if self._open_waiting():
             return True
-        try:
-            self._descriptor = os.open(self.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as exc:
-            self.error = exc
-            self._resume = resume  # not there yet: it may still be renamed back
-            return False
-        self.error = None
-        self._inode = os.fstat(self._descriptor).st_ino
-        self._fingerprint = _fingerprint(self._descriptor)
-        self._generation = 0
-        offset = 0
-        if resume is not None and (self._inode, self._fingerprint) == (resume.inode, resume.fingerprint):
-            self._generation = resume.generation + 1  # shorter than it was: truncated while we were away
-        if self._is_from_end:
-            offset = _last_line_end(self._descriptor)
-            self._is_from_end = False
-        os.lseek(self._descriptor, offset, os.SEEK_SET)
-        self._lines = _Lines(offset)
-        return True
-
-    def _open_at(self, resume: Position) -> bool:
-        """Open the file that an earlier process was reading, under its path or renamed beside it."""
-        directory = os.path.dirname(self.name) or "."
-        candidates = [self.name]
-        try:
-            candidates += sorted(entry.path for entry in os.scandir(directory) if entry.inode() == resume.inode)
-        except OSError:
-            pass
-        for path in candidates:
-            try:
-                descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            except OSError:
-                continue
-            status = os.fstat(descriptor)
-            if status.st_ino == resume.inode and status.st_size >= resume.offset:
-                fingerprint = _fingerprint(descriptor, is_whole=True)
-                if fingerprint == resume.fingerprint:
-                    self.error = None
-                    self._descriptor = descriptor
-                    self._inode, self._generation = resume.inode, resume.generation
-                    self._fingerprint = fingerprint
-                    self._lines = _Lines(resume.offset)
-                    os.lseek(descriptor, resume.offset, os.SEEK_SET)
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            self._generation = max(self._generation, resume.generation)
+            self._named = self._named or resume.identity
+            for path in (self.name, *self._rotated()):
+                file = self._open_match(path, resume)
+                if file is not None:
+                    self._take_up(file, resume)
                     return True
-            os.close(descriptor)
+            if not self._done_mtime_ns and os.path.exists(self.name):
+                # It is gone for good; what came after it may not be.
+                self._done_mtime_ns = resume.mtime_ns
+                self._waiting.extend(self._missed())
+                if self._open_waiting():
+                    return True
+        is_open = self._open_at_path()
+        if not is_open:
+            self._resume = resume  # not there yet: it may still be renamed back
+        return is_open
+
+    def _open_waiting(self) -> bool:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            try:
+                self._begin(waiting if isinstance(waiting, _File) else _File(waiting, is_rotated=True))
+                return True
+            except OSError:
+                continue  # gone meanwhile
         return False
 
-    def _chunk(self, lines: list[tuple[int, str]]) -> Chunk | None:
-        if not lines:
+    def _open_at_path(self) -> bool:
+        try:
+            file = _File(self.name)
+        except OSError as exc:
+            self.error = exc
+            return False
+        self._begin(file)
+        if self._is_from_end:
+            self._is_from_end = False
+            offset = _last_line_end(file.descriptor)
+            self._name_it(is_whole=True)
+            os.lseek(file.descriptor, offset, os.SEEK_SET)
+            self._lines = _Lines(offset)
+        return True
+
+    def _begin(self, file: _File) -> None:
+        self.error = None
+        self._file = file
+        self._inode = file.inode
+        self._identity, self._head = "", b""
+        self._lines = _Lines(0)
+
+    def _take_up(self, file: _File, position: Position) -> None:
+        self._begin(file)
+        self._identity = self._named = position.identity
+        self._generation = position.generation
+        self._head = file.head(position.head_bytes)
+        self._lines = _Lines(position.offset)
+
+    def _name_it(self, *, is_whole: bool = False) -> bool:
+        """Give the file an identity, once its first line is there; ``is_whole`` takes what there is."""
+        assert self._file is not None
+        head = self._file.head()
+        line, newline, _ = head.partition(b"\n")
+        if not newline and len(head) < HEAD_BYTES and not is_whole:
+            return False
+        self._generation += 1
+        self._head = head if newline else line
+        # Named after what was read before it, not by its inode: a copy of it, read after a restart, is the same.
+        before = self._named or f"{self.name}\0{self._inode}"
+        name = f"{before}\0{self._generation}\0".encode("utf-8", "surrogateescape")
+        self._identity = self._named = blake2b(name + line, digest_size=12).hexdigest()
+        return True
+
+    def _position(self) -> Position:
+        head = self._head
+        return Position(
+            self._inode,
+            _fingerprint(head),
+            len(head),
+            self._identity,
+            self._generation,
+            self._lines.offset,
+            self._mtime_ns,
+        )
+
+    def _open_match(self, path: str, position: Position) -> _File | None:
+        """Open ``path`` if it holds what was read up to ``position``: the file itself, a copy, or it compressed."""
+        try:
+            file = _File(path, position.offset, is_rotated=path != self.name)
+        except OSError:
             return None
-        fingerprint = self._fingerprint or ""
-        identity = f"{self.name}\0{self._inode}\0{fingerprint}\0{self._generation}"
-        return Chunk(identity, lines, Position(self._inode, fingerprint, self._generation, self._lines.offset))
+        # In place it must be the same file; elsewhere its content decides.
+        is_same = path != self.name or file.inode == position.inode
+        if is_same and _fingerprint(file.head(position.head_bytes)) == position.head:
+            if file.inode == position.inode:
+                file.is_rotated = False  # renamed: its writer may go on for a moment
+            return file
+        file.close()
+        return None
+
+    def _rotated(self) -> list[str]:
+        """Return the files beside ``path`` that were rotated away from it, oldest first."""
+        found: dict[str, int] = {}
+        for name in {self.name, os.path.realpath(self.name)}:
+            directory, base = os.path.split(name)
+            stem, extension = os.path.splitext(base)
+            packed = "(?:" + "|".join(map(re.escape, _OPENERS)) + ")?"
+            pattern = re.compile(
+                rf"(?:{re.escape(base)}{ROTATED}|{re.escape(stem)}{ROTATED}{re.escape(extension)}){packed}"
+            )
+            try:
+                for entry in os.scandir(directory or "."):
+                    if pattern.fullmatch(entry.name) and entry.name != base:
+                        path = os.path.join(directory, entry.name)
+                        found[path] = entry.stat().st_mtime_ns
+            except OSError:
+                continue
+        # While a file is being compressed it is there twice; the plain one is whole.
+        plain = [
+            path for path in found if os.path.splitext(path)[1] not in _OPENERS or path[: path.rfind(".")] not in found
+        ]
+        return sorted(plain, key=lambda path: found[path])
+
+    def _has_missed(self) -> bool:
+        """Go back to what was rotated away since the file was opened, empty as it was then."""
+        assert self._file is not None
+        missed = self._missed(self._file.mtime_ns)
+        if missed:
+            self._waiting.extend([*missed, self._file])
+            self._file = None
+        return bool(missed)
+
+    def _missed(self, before_ns: int | None = None) -> list[str]:
+        """Return what was rotated away unread after the file that was read last, and ``before_ns``."""
+        missed = []
+        known = {self._inode, *(waiting.inode for waiting in self._waiting if isinstance(waiting, _File))}
+        try:
+            known.add(os.stat(self.name).st_ino)
+        except OSError:
+            pass
+        for path in self._rotated():
+            try:
+                file = _File(path, is_rotated=True)
+            except OSError:
+                continue
+            head = file.head()
+            is_read = any(head[: len(done)] == done for done in self._done_heads if done)
+            is_between = file.mtime_ns > self._done_mtime_ns and (before_ns is None or file.mtime_ns < before_ns)
+            if head and not is_read and is_between and file.inode not in known:
+                missed.append(path)
+            file.close()
+        return missed
+
+    def _chunk(self, lines: list[tuple[int, str]]) -> Chunk | None:
+        return Chunk(self._identity, lines, self._position()) if lines else None
 
 
 class StreamSource:
@@ -367,7 +627,8 @@ class Checkpoints:
         Raises:
             OSError: If that fails.
         """
-        data = {"version": _CHECKPOINT_VERSION, "files": {path: asdict(at) for path, at in positions.items()}}
+        newest = list(positions.items())[-_MAX_CHECKPOINTS:]
+        data = {"version": _CHECKPOINT_VERSION, "files": {path: asdict(at) for path, at in newest}}
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = self.path.with_name(self.path.name + ".tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -376,27 +637,20 @@ class Checkpoints:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
+        fsync_directory(self.path.parent)
 
 
 def line_id(identity: str, offset: int) -> str:
     """Return the ``event.id`` of a line: the same whenever it is read.
 
-    >>> line_id("a", 1) == line_id("a", 1) != line_id("a", 2)
-    True
+    >>> line_id("0a1b", 255)
+    '0a1b-ff'
     """
-    return blake2b(f"{identity}\0{offset}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return f"{identity}-{offset:x}"
 
 
-def _fingerprint(descriptor: int, *, is_whole: bool = False) -> str | None:
-    """Return a hash of the first line, or of the first 1,024 bytes of it; None while it is incomplete.
-
-    It never changes while lines are only appended. ``is_whole`` takes what there is.
-    """
-    start = os.pread(descriptor, _FINGERPRINT_BYTES, 0)
-    line, newline, _ = start.partition(b"\n")
-    if not newline and len(start) < _FINGERPRINT_BYTES and not is_whole:
-        return None
-    return blake2b(line, digest_size=16).hexdigest()
+def _fingerprint(head: bytes) -> str:
+    return blake2b(head, digest_size=16).hexdigest()
 
 
 def _last_line_end(descriptor: int) -> int:

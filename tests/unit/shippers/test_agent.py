@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import shippers
 from shippers import Settings
 from shippers import batcher as batcher_module
-from shippers.agent import Agent, main, read_config
+from shippers.agent import Agent, Rate, main
+from shippers.agent_config import Config, FileConfig, read_config
+from shippers.agent_metrics import METRICS
 from shippers.batcher import Batcher
 from shippers.record import Origin
 from shippers.tail import Checkpoints, FileSource
@@ -53,6 +58,11 @@ class Rig:
     def write(self, text: str) -> None:
         with self.log.open("a") as file:
             file.write(text)
+
+    def offset(self) -> int:
+        """How far the checkpoint says that everything has arrived."""
+        position = self.checkpoints.load().get(str(self.log))
+        return 0 if position is None else position.offset
 
     def messages(self) -> list[str]:
         return [record["message"] for record in self.transport.records]
@@ -118,7 +128,7 @@ def test_checkpoints_move_only_when_records_have_arrived(rig: Rig) -> None:
     rig.now += 2.0
     rig.agent.step()
     rig.transport.wait_for_attempts(2)
-    assert rig.checkpoints.load() == {}
+    assert rig.offset() == 0
     rig.transport.come_back()
     assert rig.stop()
     assert rig.checkpoints.load()[str(rig.log)].offset == rig.log.stat().st_size
@@ -134,7 +144,7 @@ def test_what_did_not_arrive_before_the_end_is_read_again(rig: Rig) -> None:
     assert not rig.agent.finish(0.1, 0.1)
     rig.batcher.close(0.1)
     rig.agent.settle()
-    assert rig.checkpoints.load() == {}
+    assert rig.offset() == 0
     assert rig.batcher.stats()["dropped"] == 0
 
 
@@ -185,7 +195,7 @@ def test_while_the_service_is_away_reading_waits_in_bounded_memory(rig: Rig, mon
     reader = threading.Thread(target=lambda: rig.agent.run(is_once=True))
     reader.start()
     rig.transport.wait_for_attempts(2)
-    assert rig.batcher.stats()["queued"] <= 51
+    assert rig.batcher.stats()["queued"] <= 75
     assert reader.is_alive()
     rig.transport.come_back()
     reader.join(30.0)
@@ -327,6 +337,97 @@ def test_a_file_that_is_not_there_yet_is_awaited_and_that_is_said_once(rig: Rig,
     assert capfd.readouterr().err == ""
 
 
+def wait_until(holds: Any) -> None:
+    deadline = time.monotonic() + 30.0
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_pattern_follows_what_appears_and_leaves_what_is_gone(service: Service, tmp_path: Path, program: Any) -> None:
+    (tmp_path / "a.log").write_text("a1\na2\n")
+    (tmp_path / "debug.log").write_text("d1\n")
+    port = free_port()
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'url = "{service.url}"\nmetrics = "127.0.0.1:{port}"\nexclude = ["debug*"]\n'
+        f'[[files]]\npath = "{tmp_path}/*.log"\nzone = "Europe/Berlin"\n'
+    )
+    process = program("--config", str(config))
+    wait_until(lambda: len(service.records) == 2)
+    (tmp_path / "b.log").write_text("2024-07-01 13:00:00 WARN b1\n")
+    wait_until(lambda: len(service.records) == 3)
+    assert service.records[-1]["@timestamp"] == "2024-07-01T11:00:00.000000Z"
+    (tmp_path / "b.log").unlink()
+
+    def metrics() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+            lines = reply.read().decode().splitlines()
+        return {name: float(value) for name, value in (line.split(" ") for line in lines if line[0] != "#")}
+
+    wait_until(lambda: metrics()["agent_files"] == 1)
+    wait_until(lambda: metrics()["agent_sent_records_total"] == 3)
+    assert metrics()["agent_read_lines_total"] == 3
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
+    assert service.messages() == ["a1", "a2", "b1"]
+
+
+def test_killed_hard_amid_rotation_again_and_again_it_loses_nothing(
+    service: Service, tmp_path: Path, program: Any
+) -> None:
+    log, written = tmp_path / "a.log", 0
+    for turn in range(4):
+        process = program("--url", service.url, str(log))
+        for part in range(3):
+            with log.open("a") as file:
+                file.writelines(f"m{number}\n" for number in range(written, written + 200))
+            written += 200
+            if turn or part:
+                log.rename(tmp_path / f"a.log.{100 - turn * 10 - part}")
+            else:
+                service.wait_for(100)
+        service.wait_for(len(service.records) + 1)
+        process.kill()
+        process.communicate()
+    log.write_text("last\n")
+    program("--once", "--url", service.url, str(log)).communicate(timeout=60)
+    by_id = {record["event.id"]: record["message"] for record in service.records}
+    assert sorted(by_id.values()) == sorted(["last", *(f"m{number}" for number in range(written))])
+
+
+def test_a_rate_limit_slows_reading_and_loses_nothing(rig: Rig) -> None:
+    rig.write("".join(f"m{number}\n" for number in range(100)))
+    rig.start()
+    now = [0.0]
+    agent = Agent([], rig.batcher, clock=lambda: now[0])
+    source = FileSource(str(rig.log), grace_s=0.0)
+    agent.follow(source, {}, rate=Rate(10.0, None, lambda: now[0]))
+    assert agent.step()
+    rig.write("later\n")
+    assert not agent.step()
+    now[0] += 8.0
+    assert not agent.step()
+    now[0] += 2.0
+    assert agent.step()
+    agent.run(is_once=True)
+    assert rig.batcher.flush(20.0)
+    assert len(rig.messages()) == 101
+    rig.stop()
+
+
+def test_stacks_may_stay_apart(rig: Rig) -> None:
+    rig.write(f"ERROR:root:it broke\n{TRACE}")
+    rig.start()
+    agent = Agent([], rig.batcher)
+    agent.follow(FileSource(str(rig.log), grace_s=0.0), {}, joins_lines=False)
+    agent.run(is_once=True)
+    assert rig.batcher.flush(20.0)
+    assert len(rig.messages()) == 5
+    rig.stop()
+
+
 # --- configuration -----------------------------------------------------------------------------
 
 
@@ -341,6 +442,7 @@ def test_check_says_what_would_be_followed(
     assert main(["--check", "--config", str(tmp_path / "agent.toml")]) == 0
     out = capsys.readouterr().out
     assert "a.log: readable; service.name=web service.environment=test" in out
+    assert "first line read as @timestamp: when it is read; log.level: info; message: x" in out
     assert "b.log: not there yet" in out
     assert "LOGSVC_API_KEY" in out
 
@@ -355,10 +457,14 @@ def test_check_says_what_would_be_followed(
         ("[[files]]\nservice = 'x'", "lacks path"),
         ("[[files]]\npath = 'x'\nnope = 'x'", "unknown key files.nope"),
         ("not toml", "cannot read"),
+        ("exclude = 'x'", "a list of patterns"),
+        ("records_per_s = 0", "above 0"),
+        ("memory_max_bytes = true", "a number of bytes"),
+        ("multiline = 1", "true or false"),
     ],
 )
 def test_a_wrong_configuration_is_an_error_that_names_it(tmp_path: Path, text: str, told: str) -> None:
-    from shippers.agent import ConfigError
+    from shippers.agent_config import ConfigError
 
     path = tmp_path / "agent.toml"
     path.write_text(text)
@@ -366,8 +472,21 @@ def test_a_wrong_configuration_is_an_error_that_names_it(tmp_path: Path, text: s
         read_config(str(path))
 
 
-@pytest.mark.parametrize("arguments", [[], ["--config", "/nonexistent.toml"], ["/"]])
-def test_a_wrong_command_line_exits_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--config", "/nonexistent.toml"],
+        ["/"],
+        ["--check", "--zone", "Mars/Olympus", "a.log"],
+        ["--url", "http://127.0.0.1:9", "--metrics", "nowhere", "a.log"],
+    ],
+)
+def test_a_wrong_command_line_exits_with_two(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LOGSVC_API_KEY", KEY)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("shippers.agent: ")
 
@@ -379,3 +498,11 @@ def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     assert "examples:" in out
     assert "[[files]]" in out
+
+
+def test_every_metric_and_setting_is_documented() -> None:
+    readme = (Path(shippers.__file__).parent / "README.md").read_text("utf-8")
+    for name in METRICS:
+        assert f"`{name}`" in readme, name
+    for field in (*dataclasses.fields(Config), *dataclasses.fields(FileConfig)):
+        assert f"`{field.name}`" in readme, field.name

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shippers.lines import parse_head, parse_record
+from shippers.lines import LineParser, parse_logfmt
 
 READ_AT = "2025-01-01T00:00:00.000000Z"
+
+
+def parse_head(text: str) -> tuple[str | None, str | None, str]:
+    return LineParser().parse_head(text, READ_AT)
+
+
+def parse_record(text: str, read_at: str) -> dict[str, Any]:
+    return LineParser().parse(text, read_at)
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +47,14 @@ def zone(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("Error in the kitchen", None, None, "Error in the kitchen"),
         ("2024-13-45 99:00:00 x", None, None, "2024-13-45 99:00:00 x"),
         ("20241225 x", None, None, "20241225 x"),
+        ("Dec 25 13:00:00 host app[1]: x", "2024-12-25T12:00:00.000000Z", None, "host app[1]: x"),
+        ("<13>Jan  1 00:30:00 host app: x", "2024-12-31T23:30:00.000000Z", None, "host app: x"),
+        (
+            '10.0.0.1 - - [25/Dec/2024:13:00:00 +0100] "GET / HTTP/1.1" 200 5',
+            "2024-12-25T12:00:00.000000Z",
+            None,
+            '10.0.0.1 - - [25/Dec/2024:13:00:00 +0100] "GET / HTTP/1.1" 200 5',
+        ),
         ("", None, None, ""),
     ],
 )
@@ -90,3 +106,113 @@ def test_a_bare_stack_is_named_by_its_exception() -> None:
 @given(st.text())
 def test_any_text_is_a_record(text: str) -> None:
     assert parse_record(text, READ_AT)["@timestamp"]
+
+
+# --- zones and the hour that comes twice ---------------------------------------------------------
+
+
+def test_a_time_without_a_zone_is_of_the_zone_given() -> None:
+    parser = LineParser(zone="America/New_York")
+    assert parser.parse_head("2024-12-25 13:00:00 x", READ_AT)[0] == "2024-12-25T18:00:00.000000Z"
+    assert parser.parse_head("2024-07-01 13:00:00 x", READ_AT)[0] == "2024-07-01T17:00:00.000000Z"
+    assert (
+        parser.parse('{"time": "2024-07-01T13:00:00.5", "msg": "x"}', READ_AT)["time"] == "2024-07-01T17:00:00.500000Z"
+    )
+    assert parser.parse('{"time": "2024-07-01T13:00:00+02:00"}', READ_AT)["time"] == "2024-07-01T13:00:00+02:00"
+
+
+def test_in_the_hour_that_comes_twice_times_go_on() -> None:
+    parser = LineParser(zone="Europe/Berlin")
+    clocks = [
+        "01:59:59",
+        "02:00:01",
+        "02:30:00",
+        "02:59:59",
+        "02:00:01",
+        "02:00:00",
+        "02:30:00",
+        "02:59:59",
+        "03:00:00",
+    ]
+    times = [parser.parse_head(f"2024-10-27 {clock} x", READ_AT)[0] or "" for clock in clocks]
+    assert [time[11:19] for time in times] == [
+        "23:59:59", "00:00:01", "00:30:00", "00:59:59", "01:00:01", "01:00:00", "01:30:00", "01:59:59", "02:00:00",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("now", "expected"), [("00:30:05", "00:30:00"), ("01:30:05", "01:30:00")])
+def test_a_live_file_begun_in_that_hour_is_of_now(now: str, expected: str) -> None:
+    parser = LineParser(zone="Europe/Berlin")
+    time, _, _ = parser.parse_head("2024-10-27 02:30:00 x", f"2024-10-27T{now}.000000Z")
+    assert (time or "")[11:19] == expected
+
+
+def test_a_time_that_the_clock_skips_is_read_all_the_same() -> None:
+    assert (
+        LineParser(zone="Europe/Berlin").parse_head("2024-03-31 02:30:00 x", READ_AT)[0]
+        == "2024-03-31T01:30:00.000000Z"
+    )
+
+
+# --- logfmt and patterns ---------------------------------------------------------------------------
+
+
+def test_logfmt_is_recognised() -> None:
+    line = r'time=2024-12-25T13:00:00Z lvl=warn msg="no \"card\"" order=17 took=1.5 id=007 empty= user.name=ann'
+    assert parse_record(line, READ_AT) == {
+        "event.created": READ_AT,
+        "time": "2024-12-25T13:00:00Z",
+        "level": "warn",
+        "msg": 'no "card"',
+        "order": 17,
+        "took": 1.5,
+        "id": "007",
+        "empty": "",
+        "user.name": "ann",
+    }
+
+
+@pytest.mark.parametrize("line", ["a=1 and words", "x = 3", 'msg="open', "retry=3 count=4", "=", "msg==x"])
+def test_what_only_looks_like_logfmt_is_text(line: str) -> None:
+    assert parse_record(line, READ_AT)["message"] == line
+
+
+def test_any_pairs_are_logfmt_where_that_was_said() -> None:
+    assert LineParser("logfmt").parse("retry=3 count=4", READ_AT)["retry"] == 3
+
+
+def test_a_pattern_names_fields() -> None:
+    parser = LineParser(
+        pattern=r"(?P<time>\S+ \S+) (?P<level>\w+) <(?P<http__request__method>\w+)> (?P<message>.*?)(?: order=(?P<order>\d+))?$",
+        zone="UTC",
+    )
+    record = parser.parse("2024-12-25 13:00:00 WARNING <GET> hello", READ_AT)
+    assert record == {
+        "event.created": READ_AT,
+        "@timestamp": "2024-12-25T13:00:00.000000Z",
+        "log.level": "warn",
+        "http.request.method": "GET",
+        "message": "hello",
+    }
+    assert parser.parse("another line", READ_AT)["message"] == "another line"
+    assert parser.unmatched == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"form": "xml"}, "expected one of"),
+        ({"pattern": "("}, "no regular expression"),
+        ({"pattern": ".*"}, "names no field"),
+        ({"zone": "Mars/Olympus"}, "IANA"),
+        ({"zone": "../etc/passwd"}, "IANA"),
+    ],
+)
+def test_what_cannot_be_used_is_an_error_that_says_so(options: dict[str, str], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        LineParser(**options)
+
+
+@given(st.text(alphabet=st.sampled_from('abc=" \\1.')))
+def test_any_text_may_be_asked_whether_it_is_logfmt(text: str) -> None:
+    parse_logfmt(text, is_certain=True)

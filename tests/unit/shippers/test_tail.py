@@ -248,13 +248,13 @@ def test_a_line_without_end_is_cut(log: Log, monkeypatch: pytest.MonkeyPatch) ->
 def test_checkpoints_survive(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "state" / "checkpoints.json")
     assert checkpoints.load() == {}
-    positions = {"/var/log/a": Position(7, "f", 1, 99)}
+    positions = {"/var/log/a": Position(7, "f", 3, "i", 1, 99, 5)}
     checkpoints.save(positions)
     assert checkpoints.load() == positions
     assert [path.name for path in checkpoints.path.parent.iterdir()] == ["checkpoints.json"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 99, "files": {}}', '{"version": 1, "files": {"a": 1}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 99, "files": {}}', '{"version": 2, "files": {"a": 1}}'])
 def test_a_file_that_holds_no_checkpoints_is_an_error_with_a_way_out(tmp_path: Path, text: str) -> None:
     path = tmp_path / "checkpoints.json"
     path.write_text(text)

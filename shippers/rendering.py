@@ -1,0 +1,127 @@
+"""Rendering: the lines of one file to finished records, many at a time.
+
+A file is read faster than a program logs, so its lines do not take the way of log calls one by one.
+Most of what a record says is the same for every line of a file and is encoded once; whether anything
+in it must be masked is asked for many lines together; and a JSON line that needs no change goes on as
+it stands, with what the agent adds before it.
+
+What always holds: the records are those that ``Finisher`` makes of the same lines, field by field.
+
+Not here: what a line says (lines.py), which lines are one record (multiline.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring
+from typing import Any
+
+from shippers import redact
+from shippers.lines import LineParser, is_naive
+from shippers.multiline import Joined
+from shippers.record import Finisher
+
+_TOGETHER = 32  # lines that are asked together whether any holds a secret
+_encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+_decode_json = json.JSONDecoder().decode
+
+# Names under which a JSON line may say what the agent says too (the service's aliases, and nested).
+_ORIGIN_NAMES = {
+    "service.name": ("service",),
+    "service.version": ("service", "version", "release"),
+    "service.environment": ("service", "env"),
+    "host.name": ("host",),
+}
+_OTHERS = frozenset(name for names in _ORIGIN_NAMES.values() for name in names)
+_MESSAGE_NAMES = frozenset({"message", "msg", "body"})
+_TIME_NAMES = ("@timestamp", "timestamp", "time", "ts")
+_OURS = frozenset("event event.id event.sequence event.created log.file.path log.offset lvl".split())
+# In JSON these may hide a secret or stand for what a record leaves out: such a line is read and written anew.
+_NOT_AS_IT_STANDS = ("\\u", "null", "NaN", "Infinity")
+
+
+class Renderer:
+    """Makes finished records of the joined lines of one stream. Used by one thread.
+
+    Args:
+        finisher: Numbers, masks and encodes.
+        parser: What the lines mean.
+        fields: What every record of the stream says: service, environment.
+        path: Its name.
+    """
+
+    def __init__(self, finisher: Finisher, parser: LineParser, fields: Mapping[str, Any], path: str) -> None:
+        self._finisher = finisher
+        self._parser = parser
+        self._fields = fields
+        self._path = path
+        base = {**finisher.base(), **fields, "log.file.path": path}
+        base = {name: redact.mask(value)[0] if type(value) is str else value for name, value in base.items()}
+        self._start = _encode_json(base)[:-1]
+        self._contending = frozenset(base) | _OTHERS | _OURS
+
+    def render(self, identity: str, joined: Sequence[Joined[int]], read_at: str) -> list[bytes]:
+        """Return the records of ``joined``, which were read at ``read_at`` from the content ``identity``."""
+        start = f'{self._start},"event.created":"{read_at}","event.id":"{identity}-'
+        lines: list[bytes] = []
+        for first in range(0, len(joined), _TOGETHER):
+            group = joined[first : first + _TOGETHER]
+            may_hold = redact.might_hold("\n".join([one.text for one in group]))
+            for one in group:
+                line = None if may_hold and redact.might_hold(one.text) else self._quickly(one, start, read_at)
+                if line is not None:
+                    lines.append(line.encode("utf-8", "replace"))
+                elif one.text.strip():
+                    lines.append(self._finisher.finish(self._record(one, identity, read_at)))
+        return lines
+
+    def _quickly(self, one: Joined[int], start: str, read_at: str) -> str | None:
+        """Return the record of a line that needs neither masking nor much thought; None for another."""
+        text, form = one.text, self._parser.form
+        if not self._parser.is_plain or "\n" in text:
+            return None
+        offset = one.mark
+        if text[:1] == "{" and form in ("auto", "json"):
+            if text[-1] != "}" or any(hidden in text for hidden in _NOT_AS_IT_STANDS):
+                return None
+            try:
+                fields = _decode_json(text)
+            except (ValueError, RecursionError):
+                return None
+            names = fields.keys()
+            if not names or not self._contending.isdisjoint(names) or _MESSAGE_NAMES.isdisjoint(names):
+                return None
+            given = ""
+            for name in _TIME_NAMES:
+                if name in fields:
+                    if is_naive(fields[name]):
+                        return None
+                    break
+            else:
+                given = f',"@timestamp":"{read_at}"'
+            return (
+                f'{start}{offset:x}","event.sequence":{self._finisher.number()},"log.offset":{offset}{given},{text[1:]}'
+            )
+        if form == "logfmt" or (form == "auto" and "=" in text) or not text.strip():
+            return None
+        time, level, message = self._parser.parse_head(text, read_at)
+        return (
+            f'{start}{offset:x}","event.sequence":{self._finisher.number()},"log.offset":{offset}'
+            f',"@timestamp":"{time or read_at}","log.level":"{level or "info"}"'
+            f',"message":{encode_basestring(message or text)}}}'
+        )
+
+    def _record(self, one: Joined[int], identity: str, read_at: str) -> dict[str, Any]:
+        record = self._parser.parse(one.text, read_at)
+        for name, others in _ORIGIN_NAMES.items():
+            # A line that says itself which service it is from is believed.
+            if name not in record and any(other in record for other in others):
+                record[name] = None
+            elif name in self._fields:
+                record.setdefault(name, self._fields[name])
+        if not any(key in record for key in ("event.id", "event")):
+            record["event.id"] = f"{identity}-{one.mark:x}"
+        record["log.file.path"] = self._path
+        record["log.offset"] = one.mark
+        return record
