@@ -600,12 +600,11 @@ class EmbeddedStore:
             durable.replace(path, msgspec.json.format(_encode(expected)))
             return []
         except msgspec.MsgspecError:
-            return [f"{path}: not JSON; the index cannot be recognised, run logsvc reindex"]
+            return [f"{path}: not JSON, so the index cannot be recognised; {self._way_out}"]
         differences = []
         if found.get("format") != expected["format"]:
             differences.append(
-                f"index format: the files are of {found.get('format')!r}, this is {expected['format']!r}; "
-                "run logsvc reindex"
+                f"index format: the files are of {found.get('format')!r}, this is {expected['format']!r}"
             )
         there, wanted = found.get("fields", {}), expected["fields"]
         for name in sorted(there.keys() | wanted.keys()):
@@ -613,7 +612,14 @@ class EmbeddedStore:
                 differences.append(
                     f"field {name}: the index has {there.get(name, 'none')!r}, expected {wanted.get(name, 'none')!r}"
                 )
-        return differences
+        return [*differences, self._way_out] if differences else []
+
+    @property
+    def _way_out(self) -> str:
+        return (
+            f"start the version of logsvc that wrote it and export what is to be kept (/api/v1/export), "
+            f"or move {self._root} away to begin with an empty index"
+        )
 
     def _find_days(self) -> None:
         for directory in sorted(path for path in self._root.iterdir() if path.is_dir()):
