@@ -20,19 +20,6 @@ from shippers import multiline
 
 FORMATS = ("auto", "plain", "json", "logfmt")
 
-_MONTHS = {
-    name: f"{number:02d}" for number, name in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
-}
-_MONTH = "|".join(_MONTHS)
-_ZONE = r" ?(Z|UTC|GMT|[+-]\d\d:?\d\d)?"
-# 2024-12-25 13:00:00,123+0100, also with slashes, brackets, T and Z; groups: second, fraction, zone.
-_TIME = re.compile(
-    r"[\[(]?(\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d)(?:[.,](\d{1,9}))?" + _ZONE + r"[\])]?(?=[\s|:\]\-,]|$)[\s|:\-]*"
-)
-# <13>Dec 25 13:00:00, as syslog writes it: without a year.
-_SYSLOG_TIME = re.compile(rf"(?:<\d{{1,3}}>)?({_MONTH}) ([ \d]\d) (\d\d:\d\d:\d\d)(?:\.(\d{{1,9}}))?\s+")
-# [25/Dec/2024:13:00:00 +0000] within the line of a web server's access log.
-_ACCESS_TIME = re.compile(rf"\[(\d\d)/({_MONTH})/(\d{{4}}):(\d\d:\d\d:\d\d) ([+-]\d{{4}})\]")
 _LEVELS = {
     "TRACE": "trace",
     "DEBUG": "debug",
@@ -48,9 +35,24 @@ _LEVELS = {
 }
 _NAMES = "|".join(sorted(_LEVELS, key=len, reverse=True))
 # "ERROR:root:", "[ERROR] ", "ERROR    | ", "<error> ", "ERROR - ", "level=error".
-_LEVEL = re.compile(rf"[\[<(]?({_NAMES})[\])>]?(?:\s*[|:\-]+\s*|\s+|$)", re.IGNORECASE)
+_LEVEL = re.compile(rf"[\[<(]?(?i:({_NAMES}))[\])>]?(?:\s*[|:\-]+\s*|\s+|$)")
 # "2024-… shop.billing ERROR message" and "… [worker-1] ERROR - message": one or two words before the level.
 _LEVEL_LATER = re.compile(rf"(?:[\w.\[\]\-/:<>]+[\s|\-]+){{1,2}}[\[<(]?({_NAMES})[\])>]?(?=[\s|:\-]|$)")
+_MONTHS = {
+    name: f"{number:02d}" for number, name in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
+}
+_MONTH = "|".join(_MONTHS)
+_ZONE = r" ?(Z|UTC|GMT|[+-]\d\d:?\d\d)?"
+_AFTER_SECOND = r"(?:[.,](\d{1,9}))?" + _ZONE + r"[\])]?(?=[\s|:\]\-,]|$)[\s|:\-]*()"
+# A word where a level may stand: looking it up is faster than naming all levels here.
+_WORD = r"(?:[\[<(]?([A-Za-z]{3,8})[\])>]?(?:\s*[|:\-]+\s*|\s+|$))?"
+# 2024-12-25 13:00:00,123+0100, also with slashes, brackets, T and Z; groups: second, fraction, zone, end, word.
+_TIME = re.compile(r"[\[(]?(\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d)" + _AFTER_SECOND + _WORD)
+_REST_OF_TIME = re.compile(f"(){_AFTER_SECOND}{_WORD}")  # the same, from where the second has ended
+# <13>Dec 25 13:00:00, as syslog writes it: without a year.
+_SYSLOG_TIME = re.compile(rf"(?:<\d{{1,3}}>)?({_MONTH}) ([ \d]\d) (\d\d:\d\d:\d\d)(?:\.(\d{{1,9}}))?\s+")
+# [25/Dec/2024:13:00:00 +0000] within the line of a web server's access log.
+_ACCESS_TIME = re.compile(rf"\[(\d\d)/({_MONTH})/(\d{{4}}):(\d\d:\d\d:\d\d) ([+-]\d{{4}})\]")
 _MESSAGE_KEYS = ("message", "msg", "body")
 _TIME_KEYS = ("@timestamp", "timestamp", "time", "ts")
 _LEVEL_KEYS = ("level", "lvl", "severity")
@@ -162,12 +164,17 @@ class LineParser:
         """
         time: str | None = None
         rest = text
-        match = _TIME.match(text)
+        known = self._known[0]
+        # Most lines are of the second of the line before.
+        match = _REST_OF_TIME.match(text, 19) if known and text.startswith(known) else _TIME.match(text)
         if match is not None:
-            second, fraction, zone = match.groups()
-            time = self._utc(second, fraction, zone, read_at)
+            second, fraction, zone, _, word = match.groups()
+            time = self._utc(second or known, fraction, zone, read_at)
             if time is not None:
-                rest = text[match.end() :]
+                level = _LEVELS.get(word) or (word and _LEVELS.get(word.upper()))
+                if level:
+                    return time, level, text[match.end() :]
+                rest = text[match.end(4) :]
         else:
             time, rest = self._other_time(text, read_at)
         match = _LEVEL.match(rest)
@@ -250,7 +257,7 @@ class LineParser:
             self._known = second, zone, text
         if fraction is None:
             return f"{text}.000000Z"
-        return f"{text}.{fraction}Z" if len(fraction) >= 6 else f"{text}.{fraction:0<6}Z"
+        return f"{text}.{fraction}Z" if len(fraction) >= 6 else f"{text}.{fraction}{'000000'[len(fraction) :]}Z"
 
     def _place(self, moment: datetime, read_at: str) -> datetime:
         """Return the moment of a local time; of the two in the hour that comes twice, the likelier."""
@@ -274,7 +281,7 @@ def is_naive(value: Any) -> bool:
     if type(value) is not str or value[-1:] == "Z" or not value[:4].isdigit():
         return False
     match = _TIME.match(value)
-    return match is not None and match[3] is None and match.end() == len(value)
+    return match is not None and match[3] is None and match.end(4) == len(value)
 
 
 def parse_json(text: str) -> dict[str, Any] | None:

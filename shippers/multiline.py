@@ -219,9 +219,11 @@ class _GoStack:
 _STACKS: tuple[type[_Stack], ...] = (_PythonStack, _AtStack, _GoStack)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: that makes each several times as dear, and there is one for every line
 class Joined(Generic[T]):
     """A record: its lines joined with line feeds, and the mark of its first line."""
+
+    __slots__ = ("mark", "text")
 
     text: str
     mark: T

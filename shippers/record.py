@@ -419,8 +419,8 @@ class Finisher:
 
     def __init__(self, origin: Origin) -> None:
         self.origin = origin
-        self.sequence = 0  # of the newest record
-        self._sequences = count(1)
+        self.sequence = 0  # how many records there are so far
+        self.sequences = count(1)
         self._base = {name: _mask_base(value) for name, value in origin.fields().items()}
         # blake2b of (source, epoch, sequence): the first two are hashed once.
         self._id_hash = blake2b(
@@ -430,7 +430,8 @@ class Finisher:
 
     def number(self) -> int:
         """Return the next number in this epoch."""
-        self.sequence = sequence = next(self._sequences)
+        sequence = next(self.sequences)
+        self.sequence += 1
         return sequence
 
     def base(self) -> dict[str, Any]:

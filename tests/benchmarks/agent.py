@@ -2,6 +2,7 @@
 
 Plain lines and lines of JSON, each file once through ``python -m shippers.agent``'s own parts into a transport
 that takes every batch and keeps only their number; CPU of all threads counts, and memory at its highest.
+Every other line carries a random id, so that half of the lines are like none before.
 
 ``python -m tests.benchmarks.agent [LINES]``; ``run()`` returns the figures.
 """
@@ -66,6 +67,8 @@ def _write(path: Path, lines: int, *, is_json: bool) -> None:
             time = f"2024-12-25 {second // 3600 % 24:02d}:{second // 60 % 60:02d}:{second % 60:02d}.{milli:03d}"
             level, order, took = rng.choice(levels), rng.randrange(10**6), rng.randrange(2000)
             message = f"charge of order {order} for customer c-{order % 997} took {took} ms on worker {order % 16}"
+            if number % 2:
+                message += f" (request {rng.getrandbits(64):016x})"
             if is_json:
                 fields = {
                     "time": f"{time.replace(' ', 'T')}Z",
