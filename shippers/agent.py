@@ -166,9 +166,10 @@ class Agent:
             joiner: Joiner[int] = Joiner() if joins_lines else SingleLines()
             self._streams[source.name] = _Stream(source, renderer, joiner, rate, is_found)
 
-    def is_following(self, name: str) -> bool:
-        """Tell whether a source of that name is read."""
-        return name in self._streams
+    @property
+    def names(self) -> list[str]:
+        """What is read now."""
+        return list(self._streams)
 
     def run(self, *, is_once: bool = False) -> None:
         """Read until ``stop`` is set; with ``is_once``, until all sources are at their end."""
@@ -384,13 +385,15 @@ class _Discovery:
         self._is_first = True
 
     def __call__(self, agent: Agent) -> None:
-        real = {os.path.realpath(name): name for name in agent.positions if agent.is_following(name)}
+        followed = set(agent.names)
+        real = {os.path.realpath(name) for name in followed}
         for config in self._files:
             is_pattern = watch.is_pattern(config.path)
             for path in watch.expand(config.path, config.exclude) if is_pattern else [config.path]:
-                if agent.is_following(path) or (is_pattern and os.path.realpath(path) in real):
+                if path in followed or (is_pattern and os.path.realpath(path) in real):
                     continue
-                real[os.path.realpath(path)] = path
+                followed.add(path)
+                real.add(os.path.realpath(path))
                 source: Source
                 if path == "-":
                     source = StreamSource()

@@ -17,7 +17,7 @@ import pytest
 import shippers
 from shippers import Settings
 from shippers import batcher as batcher_module
-from shippers.agent import Agent, Rate, main
+from shippers.agent import Agent, Rate, _Discovery, main
 from shippers.agent_config import Config, FileConfig, read_config
 from shippers.agent_metrics import METRICS
 from shippers.batcher import Batcher
@@ -395,6 +395,19 @@ def test_killed_hard_amid_rotation_again_and_again_it_loses_nothing(
     program("--once", "--url", service.url, str(log)).communicate(timeout=60)
     by_id = {record["event.id"]: record["message"] for record in service.records}
     assert sorted(by_id.values()) == sorted(["last", *(f"m{number}" for number in range(written))])
+
+
+def test_a_file_reached_by_two_patterns_is_followed_once(rig: Rig, tmp_path: Path) -> None:
+    rig.log.touch()
+    (tmp_path / "link.log").symlink_to(rig.log)
+    rig.start()
+    discovery = _Discovery([FileConfig(f"{tmp_path}/shop.*"), FileConfig(f"{tmp_path}/*.log")], is_once=True)
+    agent = Agent([], rig.batcher, discover=discovery, clock=lambda: rig.now)
+    for _ in range(3):
+        agent.step()
+        rig.now += 5.0
+    assert agent.names == [str(rig.log)]
+    rig.stop()
 
 
 def test_a_rate_limit_slows_reading_and_loses_nothing(rig: Rig) -> None:
