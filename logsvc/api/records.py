@@ -253,7 +253,7 @@ async def _follow(
     loop = asyncio.get_running_loop()
     services.tails[tenant] += 1
     try:
-        yield b"id: %d\n: following\n\n" % after_seq
+        yield b": following\nid: %d\n\n" % after_seq
         until = after_seq  # how far this walk goes
         after: Position | None = None  # where its last page ended
         quiet_since = checked_at = time.monotonic()

@@ -117,7 +117,7 @@ def test_a_tail_ends_when_its_key_does(services: Any, monkeypatch: pytest.Monkey
     async def follow() -> list[bytes]:
         return [event async for event in records._follow(Connected(), services, READER, MatchAll(), 0)]
 
-    assert asyncio.run(follow()) == [b"id: 0\n: following\n\n", b": the key is revoked or expired\n\n"]
+    assert asyncio.run(follow()) == [b": following\nid: 0\n\n", b": the key is revoked or expired\n\n"]
     assert asked == ["the-key"] * 3
     assert not services.tails
 
