@@ -6,7 +6,7 @@ check, ``doctor`` and the documentation read the same table (``SETTINGS``).
 
 What always holds: variables win over the file; an empty variable counts as absent; an unknown key
 or a value that cannot be used stops the start, with what was expected; no repr shows a secret.
-``LOGSVC_URL`` and ``LOGSVC_API_KEY`` (the client's) and ``LOGSVC_TEST_*`` are none of the server's
+``LOGSVC_URL``, ``LOGSVC_API_KEY`` and ``LOGSVC_SPOOL_KEY`` (the client's) and ``LOGSVC_TEST_*`` are none of the server's
 and ignored.
 
 Not here: the client's settings (client.py).
@@ -39,7 +39,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _PREFIX = "LOGSVC_"
 _CONFIG = "LOGSVC_CONFIG"
-_CLIENT = frozenset({"LOGSVC_URL", "LOGSVC_API_KEY"})
+_CLIENT = frozenset({"LOGSVC_URL", "LOGSVC_API_KEY", "LOGSVC_SPOOL_KEY"})
 _TESTS = "LOGSVC_TEST_"
 
 _BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

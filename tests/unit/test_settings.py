@@ -66,7 +66,14 @@ def test_the_file_can_be_named_by_a_variable(tmp_path: Path) -> None:
 
 
 def test_the_clients_and_the_tests_variables_are_ignored_and_empty_ones_are_absent() -> None:
-    environ = {"LOGSVC_URL": "x", "LOGSVC_API_KEY": "y", "LOGSVC_TEST_KILL_AT": "z", "LOGSVC_PORT": "", "OTHER": "1"}
+    environ = {
+        "LOGSVC_URL": "x",
+        "LOGSVC_API_KEY": "y",
+        "LOGSVC_SPOOL_KEY": "k",
+        "LOGSVC_TEST_KILL_AT": "z",
+        "LOGSVC_PORT": "",
+        "OTHER": "1",
+    }
     assert load(environ=environ) == load(environ={})
 
 
