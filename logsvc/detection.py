@@ -46,7 +46,6 @@ from detectors.base import (
     Judgement,
     score_of,
 )
-from detectors.engine import Engine
 from detectors.explain import error_line, names, sentence, title
 from detectors.incidents import Change, Facts, Incident, Incidents
 from logsvc.backtest import History
@@ -746,6 +745,8 @@ def new_history(tenant: str, settings: DetectionSettings) -> History:
 
 def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag], list[Opened]]:
     """Judge a history as the service would have, tick by tick; return odd windows and tickets, the oldest first."""
+    from detectors.engine import Engine  # it brings scikit-learn, which the service's own process does without
+
     grid = Grid(_us(settings.window), _us(settings.grace))
     flags: list[Flag] = []
     lines: dict[str, str] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -169,3 +171,8 @@ def test_what_cannot_be_evaluated_is_said(tmp_path: Path) -> None:
     assert (done.exit_code, "holds no JSON object" in done.output) == (2, True)
     done = CliRunner().invoke(app, ["simulate", str(tmp_path), "--preset", "odd"])
     assert (done.exit_code, "standard" in done.output) == (2, True)
+
+
+def test_the_process_that_serves_does_without_scikit_learn() -> None:
+    code = "import sys, logsvc.detection; sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
