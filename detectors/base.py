@@ -27,16 +27,25 @@ BLOCK_STEPS = STEPS_PER_WINDOW * WINDOWS_PER_BLOCK
 HORIZON_US = 14 * DAY_US
 """Counts older than this are forgotten, by whole days."""
 
-CHANNELS = ("errors", "template", "warnings", "latency", "silence")
+CHANNELS = ("errors", "template", "warnings", "latency", "silence", "customer", "trend")
 """Order of the forest's features."""
 
-CUTS = {"errors": 6.0, "template": 6.0, "warnings": 6.0, "latency": 6.0, "silence": 5.0}
+CUTS = {
+    "errors": 6.0,
+    "template": 6.0,
+    "warnings": 6.0,
+    "latency": 6.0,
+    "silence": 5.0,
+    "customer": 6.0,
+    "trend": 4.5,
+}
 
 
 class Count(NamedTuple):
     """``n`` records of ``unit`` in the step at ``step_us`` have ``key`` in ``dimension``.
 
-    Dimensions used here are ``level``, ``template``, ``duration`` and ``version_error``; others are ignored.
+    Dimensions used here are ``level``, ``template``, ``duration``, ``customer_error`` and ``version_error``;
+    others are ignored.
     """
 
     unit: str
@@ -92,6 +101,7 @@ class Finding(NamedTuple):
     expected: float
     strength: float
     scale_us: int  # length of time over which it was counted
+    name: str = ""  # of whom, for the feature customer
 
 
 class TemplateCount(NamedTuple):

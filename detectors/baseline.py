@@ -26,6 +26,9 @@ MAX_SURPRISE = 60.0
 _HALF_LIFE_US = 3 * DAY_US
 _LEARNING_BLOCKS = 3
 _LEARNING_WINDOWS = 20
+_LEARNING_MOST = 3 * 288
+"""A task that works once a night has few windows, but after three of them a habit."""
+_YOUNG_BLOCKS = 4
 _ESTABLISHED_WINDOWS = 288  # a day of five-minute windows
 
 
@@ -62,7 +65,9 @@ class Number(IntEnum):
     WARNINGS = 5
     LATENCY = 10
     LATENCY_COUNT = 14
-    END = 15
+    TREND_RATE = 15  # of errors half a day ago; 0 while the unit is too young
+    TREND_DOUBT = 16
+    END = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Baseline:
     together, as the variance of a window's records over their mean: silence is judged by what comes
     independently. ``decay`` weighs each block from ``first_block`` to ``until``. ``numbers`` repeats
     the rates as an array, to be stacked with those of other units; ``pasts`` remembers what
-    ``Series.template_past`` found, which holds as long as this does.
+    ``Table.past`` found, which holds as long as this does.
     """
 
     until: int
@@ -89,7 +94,7 @@ class Baseline:
     first_block: int
     decay: FloatArray
     numbers: FloatArray
-    pasts: dict[tuple[str, int], float] = field(default_factory=dict)
+    pasts: dict[tuple[int, str, int], float] = field(default_factory=dict)
 
 
 def learn(series: Series, until: int, grid: Grid) -> Baseline:
@@ -115,16 +120,23 @@ def learn(series: Series, until: int, grid: Grid) -> Baseline:
     numbers[: Number.WARNINGS] = _numbers(errors)
     numbers[Number.WARNINGS : Number.LATENCY] = _numbers(warnings)
     if latency is not None:
-        numbers[Number.LATENCY :] = (
+        numbers[Number.LATENCY : Number.TREND_RATE] = (
             latency.mean,
             latency.variance,
             latency.window_variance,
             latency.block_variance,
             latency.count,
         )
+    # Half a day that does not count, so that what grows slowly is not measured against itself.
+    old = ages * block_us >= DAY_US / 2
+    if (old & (rows[:, Sum.RECORDS] > 0)).sum() * block_us >= DAY_US:
+        past = (decay * old) @ rows
+        exposure = float(past[Sum.STEPS if errors.by_time else Sum.RECORDS])
+        numbers[Number.TREND_RATE] = max((float(past[Sum.ERRORS]) + 0.7) / (exposure + 60), 1e-9)
+        numbers[Number.TREND_DOUBT] = 1 / (float(past[Sum.ERRORS]) + 0.7)
     return Baseline(
         until=until,
-        is_learning=age < _LEARNING_BLOCKS * 12 or busy < _LEARNING_WINDOWS,
+        is_learning=age < _LEARNING_BLOCKS * 12 or (busy < _LEARNING_WINDOWS and age < _LEARNING_MOST),
         is_established=age >= _ESTABLISHED_WINDOWS and busy >= _LEARNING_WINDOWS,
         records=float(total[Sum.RECORDS]),
         clump=_clump(rows, decay),
@@ -199,12 +211,18 @@ def _latency(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: Float
     # The same among windows: what wobbles within the hour must not look slow in a short one.
     squares = float(total[Sum.WINDOW_SQUARES]) - 2 * mean * float(total[Sum.DURATION_SUM]) + count * mean * mean
     among = (squares - variance * float(total[Sum.DURATION_WINDOWS])) / count
-    mean_hour = (float(hour[Sum.DURATION_SUM]) + 30 * mean) / (float(hour[Sum.DURATIONS]) + 30)
+    # A few hours of past days wobble themselves: they count as much as three blocks of any time, and
+    # what is left of their wobble, and of that of a young baseline, is doubt.
+    blocks = float(decay[known].sum())
+    shrink = 30 + 3 * count / blocks
+    mean_hour = (float(hour[Sum.DURATION_SUM]) + shrink * mean) / (float(hour[Sum.DURATIONS]) + shrink)
+    block_variance = max(between, 0.25) * (1 + _YOUNG_BLOCKS / blocks)
+    doubt = block_variance / (float(hour[Sum.STEPS]) / BLOCK_STEPS + 3)
     return Latency(
         mean=mean_hour,
         variance=variance,
-        window_variance=max(among, between, 0.25),
-        block_variance=max(between, 0.25),
+        window_variance=max(among * (1 + _YOUNG_BLOCKS / blocks), block_variance) + doubt,
+        block_variance=block_variance + doubt,
         count=count,
     )
 

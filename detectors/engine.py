@@ -40,7 +40,9 @@ from detectors.forest import Forest
 from detectors.incidents import Change, Facts, Incidents
 from detectors.signals import (
     CUT,
+    LOOK_BACK,
     SILENCE_WINDOWS,
+    TREND_WINDOWS,
     Evaluation,
     Stretch,
     Watched,
@@ -49,18 +51,23 @@ from detectors.signals import (
     lulls,
     silence,
 )
-from detectors.windows import FloatArray, Row, Series
+from detectors.windows import BoolArray, FloatArray, Row, Series
 
 _HOLD_SURPRISE = 2.5
 _HOLD_STEPS = 4 * STEPS_PER_WINDOW
 _TEMPLATE = CHANNELS.index("template")
 _SILENCE = CHANNELS.index("silence")
+_CUSTOMER, _TREND = CHANNELS.index("customer"), CHANNELS.index("trend")
+_TREND_STEPS = TREND_WINDOWS[-1] * STEPS_PER_WINDOW
+_TREND_MARK = "trend"
 _SILENCE_HOLD_US = DAY_US
 _SERIES_STEPS = 12 * STEPS_PER_WINDOW
 _LOOK_BACK = 18 * STEPS_PER_WINDOW
 _FUTURE_US = 25 * 3_600_000_000
 _QUIET_STEPS = 2 * STEPS_PER_WINDOW
 _QUIET_RECORDS = 2
+_SCHEDULE_DAYS = 4
+"""A task that had no records for so long is not waited for: a nightly one may rest over a weekend."""
 _HOUR_US = 3_600_000_000
 _BATCH_UNITS = 512
 _FLEET_UNITS = 256
@@ -155,6 +162,8 @@ class Judge:
             self._previous_us = int(memory["previous"])
         if "forest" in memory:
             self._forest = self._saved_forest = Forest.decode(memory["forest"])
+            if self._forest is None:  # of other channels, by an earlier version
+                self._tried_hour = None
 
     def horizon_us(self, cutoff_us: int) -> int:
         """Return the event time from which counts matter at ``cutoff_us``; a day's start."""
@@ -352,7 +361,12 @@ class Judge:
         while end < len(steps) and steps[end] < limit and steps[end] - low == end - index:
             end += 1
         task.done = end
-        return Stretch(unit.series, base, low), end - index
+        blank = [
+            (mark.start, at + 1)
+            for at, mark in unit.marks.items()
+            if low - _TREND_STEPS <= at < steps[end - 1] + 1 and mark.kind != _TREND_MARK
+        ]
+        return Stretch(unit.series, base, low, blank), end - index
 
     def _judge_batch(
         self,
@@ -378,7 +392,7 @@ class Judge:
                 candidates.append(_Candidate(task.name, stretch.low + at, features, found, (place, at)))
         raised_rows: list[list[bool]] = all_raised.tolist()
         interesting_rows: list[list[bool]] = all_interesting.tolist()
-        for place, (task, (_, base, low)) in enumerate(batch):
+        for place, (task, (_, base, low, _)) in enumerate(batch):
             unit = task.unit
             raises, stirs = raised_rows[place], interesting_rows[place]
             if unit.marks:
@@ -415,10 +429,11 @@ class Judge:
         if is_learning and is_raised:
             top = 0
             strengths[0] = max(strengths[0], 1.0)
-        windows = int(found.windows[top, *at])
+        # A trend is hours long, but odd enough to be left out of what is normal is its last hour.
+        windows = min(int(found.windows[top, *at]), LOOK_BACK // STEPS_PER_WINDOW)
         start, end = self._extent(unit, found, at, top, step, step + 1 - windows * STEPS_PER_WINDOW)
         kind = _kind(found, at, top) if not joint else "joint"
-        self._set_mark(unit, step, _Mark(start, kind, is_raised))
+        self._set_mark(unit, step, _Mark(start, _TREND_MARK if top == _TREND and not joint else kind, is_raised))
         findings = [self._finding(found, i, at) for i in order[:4] if i == top or strengths[i] >= 0.4]
         findings.sort(key=lambda f: -f.strength)
         if joint:
@@ -437,9 +452,11 @@ class Judge:
         id = int(found.template[at])
         if channel == _TEMPLATE and id >= 0:
             counts = unit.series.template_errors(found.ids[id], start, step + 1)
+        elif channel == _CUSTOMER:
+            counts = unit.series.customers.part(found.ids[int(found.customer[at])], start, step + 1)
         else:
-            rows = (Row.ERRORS, Row.ERRORS, Row.WARNINGS, Row.DURATIONS)
-            counts = unit.series.part(start, step + 1)[rows[channel]]
+            row = {2: Row.WARNINGS, 3: Row.DURATIONS}.get(channel, Row.ERRORS)
+            counts = unit.series.part(start, step + 1)[row]
         where = np.flatnonzero(counts)
         return (start + int(where[0]), start + int(where[-1]) + 1) if where.size else (start, step + 1)
 
@@ -455,7 +472,8 @@ class Judge:
         if feature == "template" and found.is_new[at]:
             feature = "new_template"
         strength = float(found.surprise[channel, *at] / CUT[channel])
-        return Finding(feature, unit, observed, expected, strength, windows * self.grid.window_us)
+        name = found.ids[int(found.customer[at])] if channel == _CUSTOMER else ""
+        return Finding(feature, unit, observed, expected, strength, windows * self.grid.window_us, name)
 
     def _judgement(
         self,
@@ -474,11 +492,11 @@ class Judge:
         start, end, step = where
         counts = series.part(start, step + 1)
         templates: list[TemplateCount] = []
-        for id in series.template_ids(start, step + 1) if kind != "silence" else ():
-            count = series.template_part if kind == "level_mix" else series.template_errors
+        for id in series.templates.keys(start, step + 1) if kind != "silence" else ():
+            count = series.templates.part if kind == "level_mix" else series.template_errors
             total = int(count(id, start, step + 1).sum())
             if total and (kind == "level_mix" or self._is_error(series, id, start)):
-                first = series.template_first[id]
+                first = series.templates.first[id]
                 is_new = first >= start and first > series.first + _LOOK_BACK
                 templates.append(TemplateCount(id, total, is_new, first * grid.step_us))
         templates.sort(key=lambda t: (not t.is_new, -t.n, t.id))
@@ -506,7 +524,7 @@ class Judge:
     def _is_error(self, series: Series, id: str, start: int) -> bool:
         """Return whether a template is one of errors: the day before, it came with errors, not without."""
         low = start - self.grid.day_steps()
-        before = int(series.template_part(id, low, start).sum())
+        before = int(series.templates.part(id, low, start).sum())
         return 2 * int(series.template_errors(id, low, start).sum()) >= before
 
     def _series(
@@ -539,7 +557,7 @@ class Judge:
             previous = unit.marks.get(step - 1)
             if previous is not None and previous.kind == "silence":
                 self._hold_silence(name, unit, step, previous, out)
-            elif unit.live_since is not None and unit.series.last > step - 3 * _LOOK_BACK:
+            elif unit.live_since is not None and unit.series.last > step - _SCHEDULE_DAYS * self.grid.day_steps():
                 base = unit.baseline(step - step % BLOCK_STEPS, self.grid)
                 if base.is_learning:
                     continue
@@ -571,7 +589,7 @@ class Judge:
             length = SILENCE_WINDOWS[scale] * STEPS_PER_WINDOW
             start = min(max(step + 1 - length, unit.series.last_before(step + 1) + 1), step)
             self._set_mark(unit, step, _Mark(start, "silence", True))
-            came, usual = float(one.k[scale]) * one.clump, float(one.expected[scale]) * one.clump
+            came, usual = float(one.k[scale] * one.clump[scale]), float(one.expected[scale] * one.clump[scale])
             finding = Finding("silence", "records", came, usual, strength, length * self.grid.step_us)
             out.append(self._silent(name, unit, start, step, strength, [finding]))
 
@@ -625,25 +643,36 @@ class Judge:
         # Short windows have many blocks: at most an hourly one is enough.
         stride = max(BLOCK_STEPS, day // 24 // BLOCK_STEPS * BLOCK_STEPS)
         names = sorted(self._units)
-        chosen: list[tuple[Series, int]] = []
+        chosen: list[tuple[_Unit, int]] = []
         for name in names[:: max(1, len(names) // _FIT_UNITS)]:
-            series = self._units[name].series
+            unit = self._units[name]
+            series = unit.series
             low = max(high - _FIT_DAYS * day, series.first + self.grid.day_steps(_FIT_SKIP_DAYS))
             low += -low % BLOCK_STEPS
-            chosen += [(series, block) for block in range(low, min(high, series.last), stride)]
+            chosen += [(unit, block) for block in range(low, min(high, series.last), stride)]
         chosen = chosen[:: -(-len(chosen) // _FIT_BLOCKS) or 1]
         for first in range(0, len(chosen), _FIT_UNITS):
-            some = [
-                Stretch(series, learn(series, at, self.grid), at) for series, at in chosen[first : first + _FIT_UNITS]
-            ]
-            some = [stretch for stretch in some if not stretch.base.is_learning]
+            learned = [(unit, learn(unit.series, at, self.grid), at) for unit, at in chosen[first : first + _FIT_UNITS]]
+            learned = [one for one in learned if not one[1].is_learning]
+            some = [Stretch(unit.series, base, at) for unit, base, at in learned]
             if not some:
                 continue
             found = evaluate(some, BLOCK_STEPS, self.grid)
-            odd = np.stack([series.odd_part(at, at + BLOCK_STEPS) for series, _, at in some])
+            odd = np.stack([_odd_but_for_the_forest(unit, at) for unit, _, at in learned])
             used = ((found.surprise.max(axis=0) >= 1) | is_apart) & ~odd
             rows.append((found.surprise / CUT[:, None, None])[:, used].T)
         return np.concatenate(rows)
+
+
+def _odd_but_for_the_forest(unit: _Unit, block: int) -> BoolArray:
+    """Return which steps of the block at the step ``block`` are odd; what the forest alone raised it learns from."""
+    out = unit.series.odd_part(block, block + BLOCK_STEPS)
+    if out.any():
+        out[:] = False
+        for step, mark in unit.marks.items():
+            if mark.kind != "joint" and mark.start < block + BLOCK_STEPS and step >= block:
+                out[max(mark.start - block, 0) : step + 1 - block] = True
+    return out
 
 
 def _late_windows(touched: set[int], before: int) -> list[int]:
@@ -660,7 +689,7 @@ def _kind(found: Evaluation, at: tuple[int, int], top: int) -> str:
     if top <= 1:
         is_new = found.is_new[at] and found.surprise[1, *at] >= CUT[1] and found.k[1, *at] >= 0.5 * found.k[0, *at]
         return "new_error" if is_new else "error_burst"
-    return {2: "level_mix", 3: "latency", 4: "silence"}[top]
+    return {2: "level_mix", 3: "latency", 4: "silence"}.get(top, "error_burst")
 
 
 class Engine:

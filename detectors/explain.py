@@ -96,6 +96,10 @@ def sentence(finding: Finding) -> str:
             return f"an error never seen here before, {seen} times in {over}"
         case "template":
             return f"one known error {seen} times in {over}, {usual} expected"
+        case "customer":
+            return f"{seen} errors of {finding.name} in {over}, {usual} expected of this customer"
+        case "trend":
+            return f"{seen} errors in {over}, {usual} expected by the days before"
         case "warnings":
             return f"{seen} warnings in {over}, {usual} expected"
         case "latency":

@@ -12,6 +12,8 @@ template   2, 6, 12        at least 5; 3 if never seen and the unit is known for
 warnings   2, 6, 12        at least 8
 latency    2, 6, 12        at least 5 durations, longer by half
 silence    2, 3, 6, 12, 18 at least 5 expected, nearly none seen, and the unit was live
+customer   6, 12           at least 5 errors of one customer, of more than five known
+trend      24, 48, 96      at least 8 and twice as many errors as half a day ago
 ========== =============== ========================================================
 
 Not here: what is normal (baseline.py), when an odd window is a ticket (engine.py, incidents.py).
@@ -26,38 +28,47 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from detectors.base import CHANNELS, CUTS, STEPS_PER_WINDOW, Grid
+from detectors.base import CHANNELS, CUTS, DAY_US, STEPS_PER_WINDOW, Grid
 from detectors.baseline import Baseline, Number, lack, normal_surprise, surprise
 from detectors.windows import BoolArray, FloatArray, IntArray, Row, Series, sliding
 
 ERROR_WINDOWS = (1, 2, 3, 6, 12)
 LONG_WINDOWS = (2, 6, 12)
 SILENCE_WINDOWS = (2, 3, 6, 12, 18)
+CUSTOMER_WINDOWS = (6, 12)
+TREND_WINDOWS = (24, 48, 96)
 SHORT_WINDOWS = 3
 """Up to here a scale tells whether something odd still goes on."""
 
 MAX_WINDOWS = 12
 _LONG = [ERROR_WINDOWS.index(n) for n in LONG_WINDOWS]
+_LONGEST = [ERROR_WINDOWS.index(n) for n in CUSTOMER_WINDOWS]
+_CUSTOMER, _TREND = CHANNELS.index("customer"), CHANNELS.index("trend")
 LOOK_BACK = MAX_WINDOWS * STEPS_PER_WINDOW
 CUT = np.array([CUTS[name] for name in CHANNELS])
 
 _MIN_ERRORS, _MIN_EXCESS = 5, 4.5
 _MIN_NEW, _MIN_WARNINGS, _MIN_DURATIONS = 3, 8, 5
 _MIN_SHIFT_BUCKETS = 0.45 / np.log(10) * 24
+_MIN_CUSTOMERS, _MIN_TREND = 5, 8
 _KNOWN_PENALTY = 0.8
 _PLAIN_ERRORS, _PLAIN_SHARE, _PLAIN_RECORDS, _PLAIN_SURPRISE, _PLAIN_RATIO = 10, 0.5, 20, 5.0, 5
 _PLAIN_US = 300_000_000
 """Plain rules look back as long as this, so that ten failures are as many however short windows are."""
 _PLAIN_STEPS = (1, 2, 3, 5, 10, 15, 30, 60)
 _SILENCE_DAYS = 7
+_MIN_SCHEDULED = 20
+_LATE_STEPS = 3 * STEPS_PER_WINDOW
+"""A batch may come so much later than it ever did."""
 
 
 class Stretch(NamedTuple):
-    """Windows of one unit that share a baseline; ``low`` names the first."""
+    """Windows of one unit that share a baseline; ``low`` names the first, ``blank`` are steps that were abruptly odd."""
 
     series: Series
     base: Baseline
     low: int
+    blank: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(slots=True)
@@ -66,7 +77,8 @@ class Evaluation:
 
     ``k`` and ``expected`` are those of the scale (``windows``) with the highest surprise. ``short``
     is the highest surprise over short scales, ``plain`` where the plain rules for units that are
-    still being learned hold. ``template`` is the strongest template's place in ``ids``, or -1.
+    still being learned hold. ``template`` and ``customer`` are
+    the strongest ones' places in ``ids``, or -1.
     """
 
     stretches: Sequence[Stretch]
@@ -79,6 +91,7 @@ class Evaluation:
     ids: list[str]
     template: IntArray
     is_new: BoolArray
+    customer: IntArray
 
     def _keep(
         self, channel: int, at: IntArray, windows: Sequence[int], s: FloatArray, k: FloatArray, expected: FloatArray
@@ -115,13 +128,14 @@ def evaluate(stretches: Sequence[Stretch], width: int, grid: Grid) -> Evaluation
         ids=[],
         template=np.full(shape[1:], -1, np.int64),
         is_new=np.zeros(shape[1:], np.bool_),
+        customer=np.full(shape[1:], -1, np.int64),
     )
     counts = np.zeros((shape[1], len(Row), LOOK_BACK + width), np.int64)
-    for index, (series, _, low) in enumerate(stretches):
+    for index, (series, _, low, _) in enumerate(stretches):
         series.copy_part(low - LOOK_BACK, low + width, counts[index])
     totals = counts.sum(axis=2)
     sums = _sums_of(counts)
-    numbers = np.array([base.numbers for _, base, _ in stretches]).T
+    numbers = np.array([stretch.base.numbers for stretch in stretches]).T
     failing = np.flatnonzero(totals[:, Row.ERRORS] >= 2)
     if failing.size:
         _errors(out, failing, sums, numbers)
@@ -131,6 +145,8 @@ def evaluate(stretches: Sequence[Stretch], width: int, grid: Grid) -> Evaluation
         repeated = failing[totals[failing, Row.ERRORS] >= _MIN_NEW]
         if repeated.size:
             _templates(out, repeated, counts, sums)
+            _customers(out, repeated, sums, width)
+        _trends(out, failing, numbers, width)
     warned = np.flatnonzero(totals[:, Row.WARNINGS] >= _MIN_WARNINGS)
     if warned.size:
         _warnings(out, warned, sums, numbers)
@@ -160,7 +176,16 @@ def _rates(
     p, doubt, spread, slow_spread, by_time = numbers[first : first + 5, at][:, None, :, None]
     lengths = np.array(windows, np.float64)[:, None, None]
     exposure = np.where(by_time > 0, lengths * STEPS_PER_WINDOW, n)
-    return p * exposure, np.broadcast_to(doubt + np.where(lengths <= SHORT_WINDOWS, spread, slow_spread), n.shape)
+    return p * exposure, np.broadcast_to(doubt + _at_scale(spread, slow_spread, lengths), n.shape)
+
+
+def _at_scale(of_window: FloatArray, of_block: FloatArray, windows: FloatArray) -> FloatArray:
+    """Return the variance beyond chance of a mean over so many windows.
+
+    It is a block's if what varies does so slowly, and grows as the mean gets shorter if it varies
+    fast, to a window's at most.
+    """
+    return np.where(windows <= SHORT_WINDOWS, of_window, np.minimum(of_window, of_block * MAX_WINDOWS / windows))
 
 
 def _surprise_where(where: BoolArray, k: FloatArray, expected: FloatArray, dispersion: FloatArray) -> FloatArray:
@@ -205,9 +230,9 @@ def _latency(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArra
     n, total = sums[Row.DURATIONS, _LONG][:, at], sums[Row.DURATION_SUM, _LONG][:, at]
     first = Number.LATENCY
     mean, variance, window_variance, block_variance, count = numbers[first : first + 5, at][:, None, :, None]
-    lengths = np.array(LONG_WINDOWS)[:, None, None]
+    lengths = np.array(LONG_WINDOWS, np.float64)[:, None, None]
     shift = total / np.maximum(n, 1) - mean
-    between = np.where(lengths <= SHORT_WINDOWS, window_variance, block_variance)
+    between = _at_scale(window_variance, block_variance, lengths)
     z = shift / np.sqrt(between + variance * (1 / np.maximum(n, 1) + 1 / count))
     odd = (n >= _MIN_DURATIONS) & (shift > _MIN_SHIFT_BUCKETS)
     s = normal_surprise(z)
@@ -221,20 +246,20 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
     hits: list[IntArray] = []
     facts: list[tuple[int, str, bool, float, float, int, float]] = []
     for index in at.tolist():
-        series, base, low = out.stretches[index]
+        series, base, low, _ = out.stretches[index]
         begin = low - LOOK_BACK
         fresh = -1
-        for id in series.busy_templates(begin, low + width, _MIN_NEW):
-            mine = np.minimum(series.template_part(id, begin, low + width), counts[index, Row.ERRORS])
+        for id in series.templates.busy(begin, low + width, _MIN_NEW):
+            mine = np.minimum(series.templates.part(id, begin, low + width), counts[index, Row.ERRORS])
             if mine.sum() < _MIN_NEW:
                 continue
-            past = series.template_past(id, begin, base)
+            past = series.templates.past(id, begin, base, series.odd, series.base)
             # Never seen before the hour that is looked at, whatever the decay left of it.
-            is_new = past == 0 and series.template_first[id] >= begin - LOOK_BACK
+            is_new = past == 0 and series.templates.first[id] >= begin - LOOK_BACK
             if is_new and fresh < 0:
                 # A unit that keeps making new templates (names that no mask catches) is not surprised by one more.
                 learned = series.first + 288 * STEPS_PER_WINDOW
-                fresh = sum(1 for first in series.template_first.values() if learned <= first < begin)
+                fresh = sum(1 for first in series.templates.first.values() if learned <= first < begin)
             events = past + 0.3 + (fresh if is_new else 0)
             least = _MIN_NEW if is_new and base.is_established else _MIN_ERRORS
             p = events / (base.records + 100)
@@ -259,6 +284,68 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
             out.ids.append(id)
 
 
+def _customers(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None:
+    """One customer's errors against that customer's own: a failure that the aggregate hides."""
+    hits: list[IntArray] = []
+    facts: list[tuple[int, str, float, float, float]] = []
+    for index in at.tolist():
+        series, base, low = out.stretches[index][:3]
+        known = len(series.customers.first)
+        if base.is_learning or known <= _MIN_CUSTOMERS:
+            continue
+        begin = low - LOOK_BACK
+        for id in series.customers.busy(begin, low + width, _MIN_ERRORS):
+            events = series.customers.past(id, begin, base, series.odd, series.base) + 0.3
+            # The strangest of many is strange by chance: a Bonferroni correction.
+            facts.append((index, id, events / (base.records + 100), 1 / events + base.errors.slow_spread, known))
+            hits.append(series.customers.part(id, begin, low + width))
+    if not hits:
+        return
+    units = np.array([fact[0] for fact in facts])
+    p, dispersion, known_ones = np.array([fact[2:] for fact in facts]).T[:, None, :, None]
+    expected = p * sums[Row.RECORDS, _LONGEST][:, units]
+    k = _sums_of(np.stack(hits)[:, None])[0, _LONGEST]
+    s = _surprise_where(k >= _MIN_ERRORS, k, expected, np.broadcast_to(dispersion, k.shape))
+    s = np.maximum(s - np.log10(known_ones), 0)
+    for place, (index, id, *_) in enumerate(facts):
+        pick = slice(place, place + 1)
+        better = out._keep(_CUSTOMER, np.array([index]), CUSTOMER_WINDOWS, s[:, pick], k[:, pick], expected[:, pick])[0]
+        if better.any():
+            out.customer[index, better] = len(out.ids)
+            out.ids.append(id)
+
+
+def _trends(out: Evaluation, at: IntArray, numbers: FloatArray, width: int) -> None:
+    """Errors that grow slowly, against a baseline that is half a day old; what was abrupt is left out."""
+    edges = [i for i in range(width) if (out.stretches[0].low + i) % STEPS_PER_WINDOW == STEPS_PER_WINDOW - 1]
+    at = at[numbers[Number.TREND_RATE, at] > 0]
+    if len({stretch.low % STEPS_PER_WINDOW for stretch in out.stretches}) > 1:
+        edges = list(range(width))
+    if not at.size or not edges:
+        return
+    back = TREND_WINDOWS[-1] * STEPS_PER_WINDOW
+    counts = np.zeros((len(at), 2, back + width))
+    for place, index in enumerate(at.tolist()):
+        series, _, low, blank = out.stretches[index]
+        part = series.part(low - back, low + width)[: Row.WARNINGS].astype(np.float64)
+        for start, end in blank:
+            part[:, max(start - low + back, 0) : max(end - low + back, 0)] = 0
+        counts[place] = part
+    total = _cumulated(counts)
+    ends = np.array([back + 1 + i for i in edges])
+    lengths = STEPS_PER_WINDOW * np.array(TREND_WINDOWS)[:, None]
+    n, k = ((total[:, row][:, None, ends] - total[:, row][:, ends - lengths]).transpose(1, 0, 2) for row in (0, 1))
+    rate, doubt = numbers[[Number.TREND_RATE, Number.TREND_DOUBT]][:, None, at, None]
+    by_time, spread = numbers[[Number.ERRORS + 4, Number.ERRORS + 3]][:, None, at, None]
+    expected = rate * np.where(by_time > 0, lengths[:, :, None], n)
+    enough = (k >= _MIN_TREND) & (k >= 2 * expected)
+    s = np.zeros((len(TREND_WINDOWS), len(at), width))
+    found = np.zeros((2, *s.shape))
+    s[:, :, edges] = _surprise_where(enough, k, expected, np.broadcast_to(doubt + spread, k.shape))
+    found[0][:, :, edges], found[1][:, :, edges] = k, expected
+    out._keep(_TREND, at, TREND_WINDOWS, s, found[0], found[1])
+
+
 class Lull(NamedTuple):
     """What was seen and expected over each silence scale, in clumps; expected is 0 where it cannot be said.
 
@@ -269,7 +356,7 @@ class Lull(NamedTuple):
     expected: FloatArray
     doubt: FloatArray
     usual: FloatArray
-    clump: float
+    clump: FloatArray
 
 
 class Watched(NamedTuple):
@@ -283,8 +370,9 @@ class Watched(NamedTuple):
 def lulls(watched: Sequence[Watched], step: int, grid: Grid, blind: Sequence[tuple[int, int]]) -> list[Lull]:
     """Return what silence is judged by, for the window named by ``step``; ``blind`` are steps that say nothing.
 
-    Expected is the same time of past clean days, at today's level, or else the level just before.
-    A unit counts as live when records came on time for one such span before, so that history sent
+    Expected is the same time of past clean days, at today's level, or else the level just before; for
+    a batch that begins from nothing, the least of past days that are working days, or not, like this
+    one. A unit counts as live when records came on time for one such span before, so that history sent
     in one go is never taken for a unit that then fell silent.
     """
     size = len(watched)
@@ -329,11 +417,21 @@ def lulls(watched: Sequence[Watched], step: int, grid: Grid, blind: Sequence[tup
     steps = 2 * lengths - (odd_total[:, 0, tails] - odd_total[:, 0, befores])
     level = (clean_total[:, tails] - clean_total[:, befores]) * lengths / np.maximum(steps, 1)
     by_days = usual * np.minimum((level + 5) / (usual_before + 5), 1.2) * (level >= 0.5 * usual_before)
+    # What begins from nothing, such as a nightly batch, is expected as little as it ever was on such days;
+    # its records come together, but day by day.
+    begins = is_usable & (usual_before < 0.1 * usual) & (before[:, 0] < 0.1 * usual)
+    is_weekend = [((step - j * day) * grid.step_us // DAY_US + 3) % 7 >= 5 for j in range(_SILENCE_DAYS + 1)]
+    alike = usable & np.equal(is_weekend[1:], is_weekend[0])[:, None]
+    earlier = total[:, 1:, -1 - _LATE_STEPS, None] - total[:, 1:, tails - _LATE_STEPS]
+    least = np.where(alike, np.minimum(tail[:, 1:], earlier), np.inf).min(axis=1)
+    is_regular = (alike.sum(axis=1) >= (1 if is_weekend[0] else 3)) & (least >= _MIN_SCHEDULED)
+    by_days = np.where(begins, np.where(is_regular, least, 0.0), by_days)
+    clump = np.where(begins, 1.0, clump)
     is_live = (live_since[:, None] <= step + 1 - 2 * lengths - guard) & (steps >= lengths)
     expected = np.where(is_live, np.where(is_usable, by_days, level * (level >= 10)), 0.0)
     seen = np.where(is_usable, (tail[:, 1:] * usable).sum(axis=1), 2 * level)
     k, expected, doubt, normal = tail[:, 0] / clump, expected / clump, 0.01 + clump / (seen + 0.5), normal / clump
-    return [Lull(k[i], expected[i], doubt[i], normal[i], float(clump[i, 0])) for i in range(size)]
+    return [Lull(k[i], expected[i], doubt[i], normal[i], clump[i]) for i in range(size)]
 
 
 def _cumulated(values: npt.NDArray[Any]) -> FloatArray:

@@ -58,6 +58,91 @@ class Sum(IntEnum):
     WINDOW_SQUARES = 14  # over windows, the square of their sum of buckets by their durations
 
 
+class Table:
+    """Records by key (a template, a customer) and step; ``first`` has the step of each key's first."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, dict[str, dict[int, int]]] = {}  # block → key → step → records
+        self._clean: dict[int, dict[str, int]] = {}  # block → key → clean records, as far as asked
+        self.first: dict[str, int] = {}
+
+    def add(self, key: str, step: int, n: int) -> None:
+        """Add ``n`` records."""
+        steps = self._blocks.setdefault(step // BLOCK_STEPS, {}).setdefault(key, {})
+        steps[step] = steps.get(step, 0) + n
+        self.first[key] = min(step, self.first.get(key, step))
+        self._clean.pop(step // BLOCK_STEPS, None)
+
+    def change(self, block: int) -> None:
+        """Say that other steps of a block are odd now."""
+        self._clean.pop(block, None)
+
+    def keys(self, start: int, end: int) -> list[str]:
+        """Return the keys with a record in the blocks of ``[start, end)``, sorted."""
+        return sorted({key for block in _blocks(start, end) for key in self._blocks.get(block, ())})
+
+    def part(self, key: str, start: int, end: int) -> IntArray:
+        """Return the key's records in each step of ``[start, end)``."""
+        out: IntArray = np.zeros(end - start, np.int64)
+        for block in _blocks(start, end):
+            for step, n in self._blocks.get(block, {}).get(key, {}).items():
+                if start <= step < end:
+                    out[step - start] = n
+        return out
+
+    def busy(self, start: int, end: int, least: int) -> list[str]:
+        """Return the keys with at least so many records in ``[start, end)``, sorted."""
+        totals: dict[str, int] = {}
+        for block in _blocks(start, end):
+            for key, steps in self._blocks.get(block, {}).items():
+                totals[key] = totals.get(key, 0) + sum(n for step, n in steps.items() if start <= step < end)
+        return sorted(key for key, total in totals.items() if total >= least)
+
+    def past(self, key: str, until: int, base: Baseline, odd: npt.NDArray[np.int16], first_step: int) -> float:
+        """Return the decayed count of the key's clean records before ``until``; ``odd`` begins with ``first_step``."""
+        whole = min(until, base.until) // BLOCK_STEPS
+        kept = base.pasts.get((id(self), key, whole))
+        if kept is None:
+            kept = 0.0
+            for index, weight in enumerate(base.decay[: max(whole - base.first_block, 0)].tolist()):
+                n = self._clean_in(base.first_block + index, key, odd, first_step)
+                if n:
+                    kept += weight * n
+            base.pasts[id(self), key, whole] = kept
+        for block in _blocks(whole * BLOCK_STEPS, until):
+            steps = self._blocks.get(block, {}).get(key)
+            if steps:
+                kept += sum(n for step, n in steps.items() if step < until and odd[step - first_step] == 0)
+        return kept
+
+    def _clean_in(self, block: int, key: str, odd: npt.NDArray[np.int16], first_step: int) -> int:
+        steps = self._blocks.get(block, {}).get(key)
+        if not steps:
+            return 0
+        known = self._clean.setdefault(block, {})
+        n = known.get(key)
+        if n is None:
+            n = known[key] = sum(n for step, n in steps.items() if odd[step - first_step] == 0)
+        return n
+
+    def trim(self, before: int) -> None:
+        """Forget everything before the step ``before``."""
+        kept: dict[int, dict[str, dict[int, int]]] = {}
+        self.first, self._clean = {}, {}
+        for block, keys in self._blocks.items():
+            for key, steps in keys.items():
+                recent = {step: n for step, n in steps.items() if step >= before}
+                if recent:
+                    kept.setdefault(block, {})[key] = recent
+                    low = min(recent)
+                    self.first[key] = min(low, self.first.get(key, low))
+        self._blocks = kept
+
+
+def _blocks(start: int, end: int) -> range:
+    return range(start // BLOCK_STEPS, (end - 1) // BLOCK_STEPS + 1)
+
+
 class Series:
     """Counts of one unit. Steps are absolute; ``first`` and ``last`` bound those with a record."""
 
@@ -68,9 +153,8 @@ class Series:
         self.blocks: FloatArray = np.zeros((1, len(Sum)))
         self._dirty = {0}
         self.first = self.last = step
-        self.templates: dict[int, dict[str, dict[int, int]]] = {}  # block → id → step → records
-        self.template_first: dict[str, int] = {}
-        self._hits: dict[int, dict[str, int]] = {}  # block → id → clean records, as far as asked
+        self.templates = Table()
+        self.customers = Table()  # records at error or above
         self.failing_versions: dict[int, dict[str, int]] = {}  # step → version → errors
 
     def add(self, count: Count, step: int) -> None:
@@ -95,10 +179,9 @@ class Series:
                 self.counts[Row.DURATION_SUM, column] += n * bucket
                 self.counts[Row.DURATION_SQUARES, column] += n * bucket * bucket
             case "template":
-                steps = self.templates.setdefault(step // BLOCK_STEPS, {}).setdefault(count.key, {})
-                steps[step] = steps.get(step, 0) + n
-                self.template_first[count.key] = min(step, self.template_first.get(count.key, step))
-                self._hits.pop(step // BLOCK_STEPS, None)
+                self.templates.add(count.key, step, n)
+            case "customer_error":
+                self.customers.add(count.key, step, n)
             case "version_error":
                 versions = self.failing_versions.setdefault(step, {})
                 versions[count.key] = versions.get(count.key, 0) + n
@@ -131,7 +214,8 @@ class Series:
             blocks = range(low // BLOCK_STEPS, (high - 1) // BLOCK_STEPS + 1)
             self._dirty.update(blocks)
             for block in blocks:
-                self._hits.pop(self.base // BLOCK_STEPS + block, None)
+                self.templates.change(self.base // BLOCK_STEPS + block)
+                self.customers.change(self.base // BLOCK_STEPS + block)
 
     def part(self, start: int, end: int) -> IntArray:
         """Return the counts of ``[start, end)``, shape (rows, steps); 0 where nothing is known."""
@@ -211,60 +295,10 @@ class Series:
             out[Sum.DURATION_WINDOWS], out[Sum.WINDOW_SQUARES] = len(number), (total * total / number).sum()
         return out
 
-    def template_ids(self, start: int, end: int) -> list[str]:
-        """Return the templates with a record in the blocks of ``[start, end)``, sorted."""
-        blocks = range(start // BLOCK_STEPS, (end - 1) // BLOCK_STEPS + 1)
-        return sorted({id for block in blocks for id in self.templates.get(block, ())})
-
-    def template_part(self, id: str, start: int, end: int) -> IntArray:
-        """Return the template's records in each step of ``[start, end)``."""
-        out: IntArray = np.zeros(end - start, np.int64)
-        for block in range(start // BLOCK_STEPS, (end - 1) // BLOCK_STEPS + 1):
-            for step, n in self.templates.get(block, {}).get(id, {}).items():
-                if start <= step < end:
-                    out[step - start] = n
-        return out
-
     def template_errors(self, id: str, start: int, end: int) -> IntArray:
-        """Return how many of them can be errors: their counts do not say the level, the step's do."""
-        errors: IntArray = np.minimum(self.template_part(id, start, end), self.part(start, end)[Row.ERRORS])
+        """Return how many of a template's records can be errors: their counts do not say the level, the step's do."""
+        errors: IntArray = np.minimum(self.templates.part(id, start, end), self.part(start, end)[Row.ERRORS])
         return errors
-
-    def busy_templates(self, start: int, end: int, least: int) -> list[str]:
-        """Return the templates with at least so many records in ``[start, end)``, sorted."""
-        totals: dict[str, int] = {}
-        for block in range(start // BLOCK_STEPS, (end - 1) // BLOCK_STEPS + 1):
-            for id, steps in self.templates.get(block, {}).items():
-                totals[id] = totals.get(id, 0) + sum(n for step, n in steps.items() if start <= step < end)
-        return sorted(id for id, total in totals.items() if total >= least)
-
-    def template_past(self, id: str, until: int, base: Baseline) -> float:
-        """Return the decayed count of the template's clean records before ``until``."""
-        whole = min(until, base.until) // BLOCK_STEPS
-        kept = base.pasts.get((id, whole))
-        if kept is None:
-            kept = 0.0
-            for index, weight in enumerate(base.decay[: max(whole - base.first_block, 0)].tolist()):
-                n = self._clean_hits(base.first_block + index, id)
-                if n:
-                    kept += weight * n
-            base.pasts[id, whole] = kept
-        for block in range(whole, (until - 1) // BLOCK_STEPS + 1):
-            steps = self.templates.get(block, {}).get(id)
-            if steps:
-                kept += sum(n for step, n in steps.items() if step < until and self.odd[step - self.base] == 0)
-        return kept
-
-    def _clean_hits(self, block: int, id: str) -> int:
-        """Return the template's clean records in a block; what was summed once is remembered until it changes."""
-        steps = self.templates.get(block, {}).get(id)
-        if not steps:
-            return 0
-        known = self._hits.setdefault(block, {})
-        n = known.get(id)
-        if n is None:
-            n = known[id] = sum(n for step, n in steps.items() if self.odd[step - self.base] == 0)
-        return n
 
     def trim(self, before: int) -> bool:
         """Forget everything before the step ``before``; return whether nothing is left."""
@@ -280,16 +314,8 @@ class Series:
         self.blocks = self.blocks[cut:].copy()
         self.base += cut * BLOCK_STEPS
         self._dirty = {block - cut for block in self._dirty if block >= cut} | {0}
-        self._hits = {}
-        kept: dict[int, dict[str, dict[int, int]]] = {}
-        self.template_first = {}
-        for block, ids in self.templates.items():
-            for id, steps in ids.items():
-                recent = {step: n for step, n in steps.items() if step >= before}
-                if recent:
-                    kept.setdefault(block, {})[id] = recent
-                    self.template_first[id] = min(*recent, self.template_first.get(id, self.last))
-        self.templates = kept
+        self.templates.trim(before)
+        self.customers.trim(before)
         self.failing_versions = {step: v for step, v in self.failing_versions.items() if step >= before}
         busy = np.flatnonzero(self.counts[Row.ALL])
         self.first = int(busy[0]) + self.base if busy.size else self.last

@@ -135,6 +135,7 @@ def test_it_raises_nothing_it_has_learned_and_is_the_same_after_it_was_kept() ->
     assert forest is not None
     assert forest.strengths(rows).max() < 1
     again = Forest.decode(forest.encode())
+    assert again is not None
     assert again.version == forest.version
     probe = np.linspace(0, 2, 10)[:, None] * np.ones(len(CHANNELS))
     assert again.strengths(probe).tolist() == forest.strengths(probe).tolist()

@@ -27,6 +27,7 @@ class Event(NamedTuple):
     template: str = ""
     version: str = "1"
     duration_bucket: int | None = None
+    customer: str = ""
 
 
 def grid(window_s: float = 300, grace_s: float = 60) -> Grid:
@@ -92,6 +93,8 @@ def counts(events: Iterable[Event], step_us: int) -> list[Count]:
             out.append(Count(e.unit, step, "template", e.template, 1))
         if e.level in {"error", "fatal"}:
             out.append(Count(e.unit, step, "version_error", e.version, 1))
+            if e.customer:
+                out.append(Count(e.unit, step, "customer_error", e.customer, 1))
         if e.duration_bucket is not None:
             out.append(Count(e.unit, step, "duration", str(e.duration_bucket), 1))
     return out

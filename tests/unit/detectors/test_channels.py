@@ -1,0 +1,104 @@
+"""Channels beyond the burst: one customer, what grows slowly, what does not come, what wobbles."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from tests.unit.detectors.traffic import (
+    DAY_US,
+    HOUR_US,
+    MINUTE_US,
+    NOW_US,
+    Event,
+    normal,
+    opened,
+    replay,
+)
+
+UNIT = "task:billing.charge"
+OTHER = "task:email.send"
+
+
+def with_customers(events: list[Event], seed: int) -> list[Event]:
+    rng = random.Random(seed)
+    return [event._replace(customer=f"c{rng.randrange(40)}") for event in events]
+
+
+def extra(start_us: int, end_us: int, n: int, *, seed: int, customer: str = "", power: float = 1.0) -> list[Event]:
+    """Return ``n`` known errors; with a power below 1 they become more towards the end."""
+    rng = random.Random(seed)
+    times = sorted(int(start_us + (end_us - start_us) * rng.random() ** power) for _ in range(n))
+    return [
+        Event(t, t + 1_000_000, UNIT, "error", f"{UNIT}-known-{rng.randrange(3)}", customer=customer) for t in times
+    ]
+
+
+def test_one_customer_of_forty_that_fails_is_seen_and_named() -> None:
+    history = with_customers(normal(UNIT, NOW_US - 30 * HOUR_US, NOW_US, seed=2, per_minute=3, errors=0.03), 1)
+    begin = NOW_US - 70 * MINUTE_US
+    [incident] = opened(replay(history + extra(begin, NOW_US - 10 * MINUTE_US, 9, seed=1, customer="c7"), NOW_US))
+    assert incident.findings[0].feature == "customer"
+    assert incident.findings[0].name == "c7"
+    assert incident.kind == "error_burst"
+
+
+def test_as_many_errors_spread_over_all_customers_are_no_ticket() -> None:
+    history = with_customers(normal(UNIT, NOW_US - 30 * HOUR_US, NOW_US, seed=2, per_minute=3, errors=0.03), 1)
+    spread = with_customers(extra(NOW_US - 70 * MINUTE_US, NOW_US - 10 * MINUTE_US, 9, seed=1), 2)
+    assert opened(replay(history + spread, NOW_US)) == []
+
+
+def test_errors_that_grow_for_hours_are_seen_though_no_window_stands_out() -> None:
+    history = normal(UNIT, NOW_US - 44 * HOUR_US, NOW_US, seed=3, per_minute=1, errors=0.02)
+    tickets = opened(replay(history + extra(NOW_US - 7 * HOUR_US, NOW_US, 45, seed=3, power=0.5), NOW_US))
+    assert len(tickets) == 1
+    assert "trend" in {finding.feature for finding in tickets[0].findings}
+
+
+def nightly(days: int, *, late_us: int = 0, skips: int | None = None) -> list[Event]:
+    """Return a batch of every day at the same time, and a task that runs all the time."""
+    start = NOW_US - days * DAY_US
+    out = normal(OTHER, start, NOW_US + 2 * HOUR_US, seed=1, per_minute=0.5)
+    for day in range(days + 1):
+        begin = start + day * DAY_US + (late_us if day == days else 0)
+        if day != skips:
+            out += normal(UNIT, begin, begin + 15 * MINUTE_US, seed=day, per_minute=10)
+    return out
+
+
+@pytest.mark.parametrize(("late_min", "skips", "tickets"), [(4, None, 0), (0, 4, 1)])
+def test_a_nightly_batch_that_does_not_come_is_missed(late_min: int, skips: int | None, tickets: int) -> None:
+    # From Wednesday to Sunday would not do: what rests at the weekend is not missed.
+    events = [
+        event._replace(time_us=event.time_us - 3 * DAY_US, ingested_us=event.ingested_us - 3 * DAY_US)
+        for event in nightly(4, late_us=late_min * MINUTE_US, skips=skips)
+    ]
+    found = opened(replay(events, NOW_US - 3 * DAY_US + 2 * HOUR_US))
+    assert [(one.root, one.kind) for one in found] == [(UNIT, "silence")] * tickets
+
+
+def wobbling(days: float, seed: int) -> list[Event]:
+    """Return a task whose errors, warnings and durations go up and down together every ten minutes."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for start in range(int(NOW_US - days * DAY_US), NOW_US, 10 * MINUTE_US):
+        factor = float(np.exp(rng.normal(0, 0.5)))
+        part = normal(
+            UNIT,
+            start,
+            start + 10 * MINUTE_US,
+            seed=start // MINUTE_US,
+            per_minute=3,
+            errors=0.01 * factor**1.5,
+            warnings=0.04 * factor**1.5,
+        )
+        shift = round(24 * np.log10(factor))
+        out += [event._replace(duration_bucket=(event.duration_bucket or 0) + shift) for event in part]
+    return out
+
+
+def test_what_wobbles_together_every_ten_minutes_opens_nothing() -> None:
+    assert opened(replay(wobbling(2.5, 2), NOW_US)) == []
