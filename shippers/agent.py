@@ -486,7 +486,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             queue_max_records=20_000, queue_max_bytes=config.memory_max_bytes, is_replayable=not reads_stdin
         )
         batcher = open_batcher(config.url, service=config.service or "agent", spool_dir=spool_dir, settings=settings)
-        lock = _lock_state(state)
+        try:
+            lock = _lock_state(state)
+        except BaseException:
+            batcher.close(0.0)
+            raise
     except (ConfigError, ValueError, OSError) as exc:
         _say(str(exc))
         return 2
@@ -501,6 +505,7 @@ def _run(config: Config, batcher: Batcher, checkpoints: Checkpoints, *, is_once:
         agent = Agent([], batcher, checkpoints, discover=discovery, stop=stop)
         server = serve_metrics(config.metrics, agent.metrics) if config.metrics else None
     except (ValueError, OSError) as exc:
+        batcher.close(0.0)
         _say(str(exc))
         return 2
 
