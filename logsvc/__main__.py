@@ -71,6 +71,26 @@ UrlOption = Annotated[
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file with settings; LOGSVC_* variables win over it.")
 ]
+RecordsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--records-per-second",
+        help="Records it may send a second, on average: a number, unlimited or default.",
+        show_default=False,
+    ),
+]
+BytesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bytes-per-second", help="Bytes it may send a second, after decompression: such as 5MiB.", show_default=False
+    ),
+]
+BurstOption = Annotated[
+    str | None,
+    typer.Option(
+        "--burst", help="How many seconds' worth of that it may send at once: such as 30s.", show_default=False
+    ),
+]
 
 
 def main() -> None:
@@ -272,12 +292,16 @@ def keys_create(
     name: Annotated[str, typer.Option(help="What the key is for.")] = "",
     tenant: Annotated[str | None, typer.Option(help="Whose records it reaches; LOGSVC_TENANT if missing.")] = None,
     expires_in: Annotated[str | None, typer.Option("--expires-in", help="Such as 90d; never if missing.")] = None,
+    records_per_second: RecordsOption = None,
+    bytes_per_second: BytesOption = None,
+    burst: BurstOption = None,
     config: ConfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Make a key. It is shown once, now, and kept only as a hash.
 
-    An application that ships logs needs `--scope ingest` and no more.
+    An application that ships logs needs `--scope ingest` and no more. With a quota it cannot crowd out others:
+    what it sends beyond is refused with 429 and Retry-After, and our shippers keep it until then.
     """
     from logsvc.keys import Scope
     from logsvc.settings import load
@@ -295,20 +319,25 @@ def keys_create(
             expires_us = system_clock() + round(parse_duration(expires_in).total_seconds() * 1_000_000)
         with _keys(settings) as keys:
             key, info = keys.create(
-                tenant=tenant or settings.tenant, name=name or "+".join(scope), scopes=scopes, expires_us=expires_us
+                tenant=tenant or settings.tenant,
+                name=name or "+".join(scope),
+                scopes=scopes,
+                expires_us=expires_us,
+                **_quota(records_per_second, bytes_per_second, burst),
             )
         if output is Output.JSON:
             _print_json({"key": key, **msgspec.to_builtins(info)})
             return
         terminal.console(is_error=True).print(
-            f"[dim]{info.id}, tenant {info.tenant}, may {', '.join(info.scopes)}; shown once:[/]"
+            f"[dim]{info.id}, tenant {info.tenant}, may {', '.join(info.scopes)}, "
+            f"quota {terminal.quota(keys.quota_of(info))}; shown once:[/]"
         )
         print(key)
 
 
 @keys_app.command("list")
 def keys_list(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
-    """List keys: what each may do, and when it was last used; never the key itself."""
+    """List keys: what each may do and send, and when it was last used; never the key itself."""
     from logsvc.settings import load
 
     with _explained(), _keys(load(config)) as keys:
@@ -322,14 +351,39 @@ def keys_list(config: ConfigOption = None, output: OutputOption = Output.TEXT) -
                 key.name,
                 key.tenant,
                 ", ".join(key.scopes),
+                terminal.quota(keys.quota_of(key)),
                 key.created_at[:10],
                 (key.last_used_at or "never")[:16].replace("T", " "),
                 "revoked" if key.revoked_at else (key.expires_at or "")[:10],
             )
             for key in found
         ]
-        columns = ("ID", "Name", "Tenant", "Scopes", "Created", "Last used (UTC)", "Ends")
+        columns = ("ID", "Name", "Tenant", "Scopes", "Quota", "Created", "Last used (UTC)", "Ends")
         terminal.console().print(terminal.table(None, columns, rows))
+
+
+@keys_app.command("change")
+def keys_change(
+    id: Annotated[str, typer.Argument(help="As `keys list` shows it.")],
+    records_per_second: RecordsOption = None,
+    bytes_per_second: BytesOption = None,
+    burst: BurstOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Give a key another quota, in a running service within seconds; what is not named stays.
+
+    Examples: `logsvc keys change key_0f3a --records-per-second 2000 --bytes-per-second 2MiB --burst 30s` ·
+    `logsvc keys change key_0f3a --records-per-second unlimited`
+    """
+    from logsvc.settings import load
+
+    with _explained():
+        quota = _quota(records_per_second, bytes_per_second, burst)
+        if not quota:
+            raise BadInput("nothing to change; name --records-per-second, --bytes-per-second or --burst")
+        with _keys(load(config)) as keys:
+            info = keys.change(id, **quota)
+            terminal.console().print(f"{terminal.clean(info.id)} may send: {terminal.quota(keys.quota_of(info))}")
 
 
 @keys_app.command("revoke")
@@ -344,6 +398,27 @@ def keys_revoke(
         terminal.console().print(f"revoked {terminal.clean(id)}")
 
 
+def _quota(records_per_second: str | None, bytes_per_second: str | None, burst: str | None) -> dict[str, int | None]:
+    """Return the parts of a quota that options name; None where one says default."""
+    from logsvc.settings import whole_number, whole_seconds, whole_size
+
+    words = {"unlimited": "0"}
+    quota: dict[str, int | None] = {}
+    for name, text, parse in (
+        ("records_per_second", records_per_second, whole_number),
+        ("bytes_per_second", bytes_per_second, whole_size),
+        ("burst_s", burst, whole_seconds),
+    ):
+        if text is None:
+            continue
+        try:
+            quota[name] = None if text == "default" else parse(words.get(text, text))
+        except ValueError as exc:
+            option = "--burst" if name == "burst_s" else "--" + name.replace("_", "-")
+            raise BadInput(f"{option} is {text!r}; expected {exc}, or default") from None
+    return quota
+
+
 @contextmanager
 def _keys(settings: Any) -> Iterator[Any]:
     from logsvc.keys import Keys
@@ -354,7 +429,7 @@ def _keys(settings: Any) -> Iterator[Any]:
     make_data_dir(settings.data_dir)
     state = open_state(settings.state.url)
     try:
-        yield Keys(state, system_clock)
+        yield Keys(state, system_clock, settings.quota.default)
     finally:
         state.close()
 

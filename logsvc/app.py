@@ -160,12 +160,16 @@ class Service:
         notifiers = make_notifiers(settings.notify, system_clock)
         state = open_state(settings.state.url, channels=[notifier.name for notifier in notifiers])
         stack.callback(state.close)
-        keys = Keys(state, system_clock)
+        keys = Keys(state, system_clock, settings.quota.default)
         store = open_store(settings)
         stack.callback(store.close)
         is_checked = self._check_store(store)
 
-        journal = Journal.open(settings.data_dir / journals.DIRECTORY, max_bytes=settings.journal.max_bytes)
+        journal = Journal.open(
+            settings.data_dir / journals.DIRECTORY,
+            max_bytes=settings.journal.max_bytes,
+            max_lag_s=settings.journal.max_lag.total_seconds(),
+        )
         stack.callback(journal.close)
         if is_checked:
             _go_on_after(store, journal)
@@ -273,6 +277,7 @@ class Service:
         telemetry.watch("ingest_masked_values_total", lambda: counters.redactions)
         telemetry.watch("journal_size_bytes", lambda: journal.size_bytes)
         telemetry.watch("journal_max_bytes", lambda: journal.max_bytes)
+        telemetry.watch("journal_is_pushing_back", lambda: float(journal.is_pushing_back))
         telemetry.watch("journal_records_total", lambda: counters.accepted)
         telemetry.watch("indexer_records_total", lambda: _indexed(indexer))
         telemetry.watch("indexer_lag_records", lambda: indexer.status().lag_records)

@@ -11,8 +11,9 @@
     ├── NotFound                 404
     ├── Unauthenticated          401
     ├── Forbidden                403: the key lacks the scope
-    ├── Overloaded               503, carries .retry_after_s
-    ├── JournalFull              an Overloaded: the journal or its disk is full
+    ├── Overloaded               503, carries .retry_after_s and .reason
+    │   ├── JournalFull          the journal or its disk is full, or the store is far behind
+    │   └── OverQuota            429: the key sends more than its quota
     ├── StoreUnavailable         503: the store does not answer; try again
     ├── StateUnavailable         503: the state database does not answer; try again
     ├── QueryTooExpensive        a query ran into its bound in time or buckets
@@ -84,17 +85,24 @@ class Forbidden(LogsvcError):
 
 
 class Overloaded(LogsvcError):
-    """Nothing was kept; send it again after ``retry_after_s``."""
+    """Nothing was kept; send it again after ``retry_after_s``. ``reason`` is one word, for counting."""
 
     status = 503
 
-    def __init__(self, message: str, retry_after_s: int = 5) -> None:
+    def __init__(self, message: str, retry_after_s: int = 5, *, reason: str = "other") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class JournalFull(Overloaded):
-    """The journal reached its bound or its disk is full; nothing of the batch was written."""
+    """The journal reached a bound, or its disk is full; nothing of the batch was written."""
+
+
+class OverQuota(Overloaded):
+    """The key has sent more than its quota; nothing of the batch was kept."""
+
+    status = 429
 
 
 class StoreUnavailable(LogsvcError):

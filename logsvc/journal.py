@@ -13,6 +13,10 @@ What always holds:
 - A batch that cannot be written wholly leaves nothing behind.
 - The directory never exceeds ``max_bytes``; memory holds at most ``max_waiting_records`` waiting
   and ``recent_records`` recent ones.
+- While the reader gets on, it is never more than about ``max_lag_s`` behind: beyond that, appends are
+  admitted at half the rate at which it reads, so that a backlog shrinks whatever is sent. A reader that
+  stands still (the store is away) holds nobody back before the directory is full.
+- Tenants that wait are served in turn (turns.py), and each may wait with as much as it leaves free.
 - A file in which an fsync failed is never written again: the kernel may have dropped its pages and
   the next fsync would lie.
 
@@ -32,13 +36,14 @@ import asyncio
 import concurrent.futures
 import contextlib
 import errno
+import math
 import mmap
 import os
 import struct
 import threading
 import time
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +56,7 @@ from loguru import logger
 from logsvc import durable, faults
 from logsvc.errors import JournalFull, Overloaded
 from logsvc.records import Entry
+from logsvc.turns import Lines
 
 DIRECTORY = "journal"
 """Where it lies in a data directory."""
@@ -79,6 +85,9 @@ _RECENT_BYTES = 32 * MIB
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ROOM_POLL_S = 0.25  # nobody tells us that a disk has room again
+_MIN_BACKLOG_RECORDS = 250_000  # the largest body, and what a reader takes within seconds
+_STANDS_STILL_AFTER_S = 15.0
+_MAX_RETRY_AFTER_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +116,18 @@ class _NoRoom(Exception):
     """The bound or the disk is reached."""
 
 
+class _Behind(_NoRoom):
+    """The reader is too far behind."""
+
+
 class _Pending:
     """One ``append`` that waits: its entries, until when, and how to answer."""
 
     __slots__ = ("deadline", "entries", "future", "loop", "size_bytes")
+
+    @property
+    def tenant(self) -> str:
+        return self.entries[0].tenant
 
     def __init__(
         self,
@@ -174,6 +191,47 @@ class _Chunk(NamedTuple):
     size_bytes: int
 
 
+class Pace:
+    """How far appends may go while the reader is behind. Not safe for several threads; ``now`` is monotonic.
+
+    As long as the reader gets on, at most ``max_lag_s`` of its own work may wait for it. A longer
+    backlog, such as an outage of the store leaves, shrinks: of what the reader takes, half is admitted.
+    """
+
+    def __init__(self, max_lag_s: float) -> None:
+        self.rate = 0.0  # records a second that the reader takes
+        self._max_lag_s = max_lag_s
+        self._through_seq = 0
+        self._noted_at: float | None = None
+        self._admit_through: int | None = None  # appends wait while the last number is beyond it
+
+    def note(self, last_seq: int, through_seq: int, now: float) -> None:
+        """Take notice that of the numbers up to ``last_seq`` the reader has those up to ``through_seq``."""
+        moved, self._through_seq = through_seq - self._through_seq, through_seq
+        before, self._noted_at = self._noted_at, now
+        if before is None or now <= before:
+            return  # how fast it is shows with the second
+        # A reader that waits for records is no slow one, so what it once did counts for a while.
+        self.rate = max(moved / (now - before), 0.8 * self.rate)
+        bound = max(_MIN_BACKLOG_RECORDS, round(self.rate * self._max_lag_s))
+        # A group that went beyond what was admitted is made up for; what an outage left behind is not.
+        stood_still = now - before >= _STANDS_STILL_AFTER_S
+        admitted = last_seq if self._admit_through is None or stood_still else min(last_seq, self._admit_through)
+        self._admit_through = max(through_seq + bound, admitted + moved // 2)
+
+    def is_behind(self, last_seq: int, now: float) -> bool:
+        """Return whether appends after ``last_seq`` wait for the reader; never for one that stands still."""
+        if self._admit_through is None or self._noted_at is None or last_seq < self._admit_through:
+            return False
+        return now - self._noted_at < _STANDS_STILL_AFTER_S
+
+    def wait_s(self, last_seq: int, now: float) -> int:
+        """Return when an append after ``last_seq`` has a good chance, in seconds, at least 1."""
+        if self._admit_through is None or not self.is_behind(last_seq, now):
+            return 1
+        return max(1, min(_MAX_RETRY_AFTER_S, math.ceil((last_seq - self._admit_through) / max(self.rate / 2, 1.0))))
+
+
 class Journal:
     """See the module. Made by ``open``; ``append`` and ``append_sync`` are safe from any thread or loop.
 
@@ -187,6 +245,7 @@ class Journal:
         max_bytes: int,
         segment_bytes: int,
         full_wait_s: float,
+        max_lag_s: float,
         max_waiting_records: int,
         recent_records: int,
     ) -> None:
@@ -203,9 +262,11 @@ class Journal:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
-        self._waiting: deque[_Pending] = deque()
-        self._waiting_records = 0
+        self._waiting: Lines[_Pending] = Lines()
+        self._waiting_records = 0  # those in the writer's hands included
         self._waiting_bytes = 0
+        self._records_of: Counter[str] = Counter()  # of the above, each tenant's
+        self._bytes_of: Counter[str] = Counter()
         self._is_closing = False
         self._is_roll_wanted = False
         self._trouble: str | None = None
@@ -217,6 +278,7 @@ class Journal:
         self._last_seq = 0
         self._last_ingested_us = 0
         self._trimmed_through = 0
+        self._pace = Pace(max_lag_s)
 
         self._recent: deque[_Chunk] = deque()
         self._recent_records = 0
@@ -243,6 +305,7 @@ class Journal:
         max_bytes: int = 8 * GIB,
         segment_bytes: int = 64 * MIB,
         full_wait_s: float = 5.0,
+        max_lag_s: float = 30.0,
         max_waiting_records: int = 50_000,
         recent_records: int = 20_000,
     ) -> Journal:
@@ -255,6 +318,7 @@ class Journal:
             max_bytes: Bound of all segments together.
             segment_bytes: A new segment is begun beyond this.
             full_wait_s: How long an append waits for room before ``JournalFull``.
+            max_lag_s: How far the reader may be behind, in seconds of its own work.
             max_waiting_records: Appends are refused while so many records wait for the writer.
             recent_records: How many of the newest records stay in memory for the reader.
         """
@@ -265,6 +329,7 @@ class Journal:
             max_bytes=max_bytes,
             segment_bytes=segment_bytes,
             full_wait_s=full_wait_s,
+            max_lag_s=max_lag_s,
             max_waiting_records=max_waiting_records,
             recent_records=recent_records,
         )
@@ -285,7 +350,15 @@ class Journal:
                 f"{directory} holds no journal; expected files such as 00000000000000000001.log, "
                 "which lie in the folder journal of a data directory"
             )
-        journal = cls(directory, max_bytes=0, segment_bytes=0, full_wait_s=0, max_waiting_records=0, recent_records=0)
+        journal = cls(
+            directory,
+            max_bytes=0,
+            segment_bytes=0,
+            full_wait_s=0,
+            max_lag_s=0,
+            max_waiting_records=0,
+            recent_records=0,
+        )
         journal._is_closing = True
         journal._recover(may_repair=False)
         return journal
@@ -344,6 +417,11 @@ class Journal:
         return self._refused_records
 
     @property
+    def is_pushing_back(self) -> bool:
+        """Whether appends are held back because the reader is too far behind."""
+        return self._pace.is_behind(self._last_seq, time.monotonic())
+
+    @property
     def trouble(self) -> str | None:
         """Why the last write did not succeed; None once one has."""
         return self._trouble
@@ -392,6 +470,29 @@ class Journal:
         self._submit(entries, None, future)
         return future.result()
 
+    def check_room(self, tenant: str) -> None:
+        """Raise what ``append`` would for ever so few records of a tenant; cheap, before any work on them.
+
+        Raises:
+            JournalFull: If too many wait already.
+        """
+        with self._lock:
+            self._check_room(tenant)
+
+    def _check_room(self, tenant: str) -> None:
+        # Whoever waits holds the records in memory all the same, so beyond the bound it must not wait.
+        records, size_bytes = self._waiting_records, self._waiting_bytes
+        if (
+            records + self._records_of[tenant] >= self._max_waiting_records
+            or size_bytes + self._bytes_of[tenant] >= _WAITING_BYTES
+        ):
+            raise JournalFull(
+                f"{records} records wait for the journal already, {self._records_of[tenant]} of this tenant; expected "
+                f"fewer than {self._max_waiting_records}, and of one tenant no more than it leaves free; send again later",
+                self._pace.wait_s(self._last_seq + records, time.monotonic()),
+                reason="journal_busy",
+            )
+
     def _submit(
         self,
         entries: Sequence[Entry],
@@ -402,19 +503,24 @@ class Journal:
         pending = _Pending(entries, size_bytes, time.monotonic() + self._full_wait_s, loop, future)
         with self._lock:
             if self._is_closing:
-                raise Overloaded("the journal is closed; the service is stopping")
-            # Whoever waits holds the records in memory all the same, so beyond the bound it must not wait.
-            if self._waiting_records >= self._max_waiting_records or self._waiting_bytes >= _WAITING_BYTES:
+                raise Overloaded("the journal is closed; the service is stopping", reason="stopping")
+            try:
+                self._check_room(pending.tenant)
+            except JournalFull:
                 self._refused_records += len(entries)
-                raise JournalFull(
-                    f"{self._waiting_records} records wait for the journal already; "
-                    f"expected fewer than {self._max_waiting_records}; send again later",
-                    retry_after_s=1,
-                )
-            self._waiting.append(pending)
-            self._waiting_records += len(entries)
-            self._waiting_bytes += size_bytes
+                raise
+            self._waiting.push(pending.tenant, pending, len(entries))
+            self._count_waiting(pending, 1)
             self._work.notify()
+
+    def _count_waiting(self, pending: _Pending, sign: int) -> None:
+        records, size_bytes, tenant = sign * len(pending.entries), sign * pending.size_bytes, pending.tenant
+        self._waiting_records += records
+        self._waiting_bytes += size_bytes
+        self._records_of[tenant] += records
+        self._bytes_of[tenant] += size_bytes
+        if not self._records_of[tenant]:
+            del self._records_of[tenant], self._bytes_of[tenant]
 
     # -- the writer's thread ------------------------------------------------------------------
 
@@ -427,9 +533,9 @@ class Journal:
                     return
                 group: list[_Pending] = []
                 records = 0
-                while self._waiting and (not group or records + len(self._waiting[0].entries) <= _GROUP_RECORDS):
-                    records += len(self._waiting[0].entries)
-                    group.append(self._waiting.popleft())
+                while self._waiting and (not group or records + len(self._waiting.peek().entries) <= _GROUP_RECORDS):
+                    group.append(self._waiting.pop())
+                    records += len(group[-1].entries)
                 is_roll_wanted, self._is_roll_wanted = self._is_roll_wanted, False
             if is_roll_wanted:
                 try:
@@ -444,11 +550,14 @@ class Journal:
             try:
                 answers = self._write(group)
             except _NoRoom as exc:
-                group = self._hold(group, str(exc))
+                group = self._hold(group, exc)
             except Exception as exc:  # noqa: BLE001 - whatever it is, the writer must live on to say so
                 logger.error("journal: cannot make records durable: {}", exc)
                 self._trouble = str(exc)
-                refusal = Overloaded(f"the journal cannot make records durable: {exc}; nothing was kept, send again")
+                refusal = Overloaded(
+                    f"the journal cannot make records durable: {exc}; nothing was kept, send again",
+                    reason="journal_failed",
+                )
                 self._settle([(pending, refusal) for pending in group])
                 return
             else:
@@ -468,6 +577,11 @@ class Journal:
             _NoRoom: The bound or the disk is reached; the same call may succeed later.
             OSError: The disk failed; the segment is given up.
         """
+        if self.is_pushing_back:
+            raise _Behind(
+                f"{self._last_seq - self._trimmed_through} records wait for the store, which takes "
+                f"{self._pace.rate:.0f} a second"
+            )
         if self._fd < 0 or self._segments[-1].size_bytes >= self._segment_bytes:
             try:
                 self._roll()
@@ -603,12 +717,15 @@ class Journal:
         os.close(self._fd)
         self._fd = -1
 
-    def _hold(self, group: list[_Pending], reason: str) -> list[_Pending]:
+    def _hold(self, group: list[_Pending], why: _NoRoom) -> list[_Pending]:
         """Wait for room, at most until the first append's time is up; return those that may still wait."""
-        if self._trouble is None:
-            logger.warning("journal: no room: {}", reason)
-        self._trouble = reason
-        if not self._segments[-1].is_empty:
+        reason = str(why)
+        is_behind = isinstance(why, _Behind)
+        if not is_behind:
+            if self._trouble is None:
+                logger.warning("journal: no room: {}", reason)
+            self._trouble = reason
+        if not is_behind and not self._segments[-1].is_empty:
             # Only whole segments are trimmed: close the one in use, so that it can go too.
             size_bytes = self._size_bytes()
             try:
@@ -623,9 +740,12 @@ class Journal:
                 self._room.wait(min(left_s, _ROOM_POLL_S))
             now = time.monotonic()
             late = [p for p in group if p.deadline <= now or self._is_closing]
-            while self._waiting and (self._waiting[0].deadline <= now or self._is_closing):
-                late.append(self._waiting.popleft())
-        full = JournalFull(f"{reason}; nothing was kept, send again when the store has caught up")
+            late += self._waiting.drop_heads(lambda pending: pending.deadline <= now or self._is_closing)
+            full = JournalFull(
+                f"{reason}; nothing was kept, send again when the store has caught up",
+                self._pace.wait_s(self._last_seq + self._waiting_records, now) if is_behind else 5,
+                reason="backlog" if is_behind else "journal_full",
+            )
         self._settle([(pending, full) for pending in late])
         gone = {id(pending) for pending in late}
         return [pending for pending in group if id(pending) not in gone]
@@ -635,8 +755,7 @@ class Journal:
         by_loop: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
         with self._lock:
             for pending, answer in answers:
-                self._waiting_records -= len(pending.entries)
-                self._waiting_bytes -= pending.size_bytes
+                self._count_waiting(pending, -1)
                 if isinstance(answer, Exception):
                     self._refused_records += len(pending.entries)
         for pending, answer in answers:
@@ -703,8 +822,9 @@ class Journal:
         """Forget records up to ``through_seq``: remove each closed segment that holds no later one."""
         with self._lock:
             self._trimmed_through = max(self._trimmed_through, through_seq)
-            if self._drop_trimmed():
-                self._room.notify_all()
+            self._pace.note(self._last_seq, self._trimmed_through, time.monotonic())
+            self._drop_trimmed()
+            self._room.notify_all()
 
     def _drop_trimmed(self) -> bool:
         kept: list[_Segment] = []

@@ -20,7 +20,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ import msgspec
 from logsvc.durable import sync_directory
 from logsvc.errors import BadInput, StateUnavailable
 from logsvc.names import TENANT_RULE, is_key, is_tenant
+from logsvc.quotas import UNLIMITED, Quota
 from logsvc.state import KeyRow, State
 from logsvc.timestamps import US_PER_S, Clock, format_us
 
@@ -52,12 +53,13 @@ class Scope(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whose request it is: the key's id and name, its tenant, what it may do."""
+    """Whose request it is: the key's id and name, its tenant, what it may do, how much it may send."""
 
     key_id: str
     name: str
     tenant: str
     scopes: frozenset[Scope]
+    quota: Quota = field(default=UNLIMITED, compare=False)
 
     def allows(self, scope: Scope) -> bool:
         """Return whether the key may do what ``scope`` covers."""
@@ -65,7 +67,10 @@ class Principal:
 
 
 class KeyInfo(msgspec.Struct, frozen=True):
-    """A key for people: everything but itself. Times are RFC 3339 in UTC."""
+    """A key for people: everything but itself. Times are RFC 3339 in UTC.
+
+    Of the quota, None is the service's default and a rate of 0 unlimited.
+    """
 
     id: str
     name: str
@@ -75,6 +80,9 @@ class KeyInfo(msgspec.Struct, frozen=True):
     last_used_at: str | None
     expires_at: str | None
     revoked_at: str | None
+    records_per_second: int | None = None
+    bytes_per_second: int | None = None
+    burst_s: int | None = None
 
 
 class _Cached(NamedTuple):
@@ -83,29 +91,71 @@ class _Cached(NamedTuple):
 
 
 class Keys:
-    """Makes, lists, revokes and verifies keys. Safe to use from several threads and processes."""
+    """Makes, lists, changes, revokes and verifies keys. Safe to use from several threads and processes.
 
-    def __init__(self, state: State, clock: Clock) -> None:
+    Args:
+        state: Where they are kept.
+        clock: The time.
+        quota: What a key may send that has no quota of its own.
+    """
+
+    def __init__(self, state: State, clock: Clock, quota: Quota = UNLIMITED) -> None:
         self._state = state
         self._clock = clock
+        self._quota = quota
         self._cache: dict[str, _Cached] = {}  # by hash, so that no key stays in memory
         self._lock = threading.Lock()
 
     def create(
-        self, *, tenant: str, name: str, scopes: Iterable[Scope], expires_us: int | None = None
+        self,
+        *,
+        tenant: str,
+        name: str,
+        scopes: Iterable[Scope],
+        expires_us: int | None = None,
+        **quota: int | None,
     ) -> tuple[str, KeyInfo]:
         """Make a key; return it, for the only time, with what is kept of it.
+
+        Args:
+            tenant: Whose records it reaches.
+            name: What it is for.
+            scopes: What it may do.
+            expires_us: When it ends; None never.
+            quota: Parts of ``Quota`` by name; those missing or None are the service's default.
 
         Raises:
             BadInput: If the tenant cannot be one, or the key has no scope or is expired from the start.
         """
         key, row = self._new(tenant, name, scopes, expires_us)
+        row = KeyRow(**row._asdict() | _checked(quota))
         self._state.add_key(row)
         return key, _info(row)
 
     def list(self, tenant: str | None = None) -> list[KeyInfo]:
         """Return every key, or those of one tenant, the oldest first."""
         return [_info(row) for row in self._state.list_keys(tenant)]
+
+    def change(self, id: str, **quota: int | None) -> KeyInfo:
+        """Give a key another quota: here at once, in other processes within ``CACHE_S`` seconds.
+
+        Args:
+            id: Of the key.
+            quota: Parts of ``Quota`` by name; None is the service's default, what is missing stays.
+
+        Raises:
+            NotFound: If there is no such key.
+            BadInput: If a rate is negative, or the burst shorter than a second.
+        """
+        row = self._state.change_key(id, **_checked(quota))
+        with self._lock:
+            self._cache.clear()
+        return _info(row)
+
+    def quota_of(self, key: KeyInfo | KeyRow) -> Quota:
+        """Return what a key may send: its own quota, and the service's default where it has none."""
+        own = (key.records_per_second, key.bytes_per_second, key.burst_s)
+        return Quota(*(default if value is None else value for value, default in zip(own, self._quota, strict=True)))
 
     def revoke(self, id: str) -> None:
         """Make a key useless: here at once, in other processes within ``CACHE_S`` seconds.
@@ -137,7 +187,7 @@ class Keys:
         if row.expires_us is not None and row.expires_us <= now_us:
             return None
         self._note_use(row, now_us)
-        principal = Principal(row.id, row.name, row.tenant, frozenset(Scope(scope) for scope in row.scopes))
+        principal = Principal(row.id, row.name, row.tenant, frozenset(map(Scope, row.scopes)), self.quota_of(row))
         until_us = min(now_us + CACHE_S * US_PER_S, row.expires_us or 2**63)
         with self._lock:
             if len(self._cache) >= _CACHED_KEYS:
@@ -230,7 +280,20 @@ def _info(row: KeyRow) -> KeyInfo:
         time(row.last_used_us),
         time(row.expires_us),
         time(row.revoked_us),
+        row.records_per_second,
+        row.bytes_per_second,
+        row.burst_s,
     )
+
+
+def _checked(quota: Mapping[str, int | None]) -> dict[str, int | None]:
+    for name, value in quota.items():
+        least = 1 if name == "burst_s" else 0
+        if value is not None and not least <= value < 2**63:
+            raise BadInput(
+                f"{name} cannot be {value}; expected {least} or more" + (", 0 being unlimited" * (not least))
+            )
+    return dict(quota)
 
 
 def _write_private(path: Path, key: str) -> None:

@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 
 from logsvc.errors import BadInput, SettingsError
 from logsvc.names import TENANT_RULE, is_tenant
+from logsvc.quotas import Quota
 from logsvc.timestamps import format_duration, parse_duration
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -82,6 +83,25 @@ def _size(value: str) -> int:
     if match is None or match[2] not in _BYTES:
         raise ValueError("a size such as 8GiB, 500MB or a number of bytes")
     return int(match[1]) * _BYTES[match[2]]
+
+
+whole_number, whole_size = _number, _size
+"""How options of commands are read too."""
+
+
+def whole_seconds(value: str) -> int:
+    """Return a duration such as ``30s`` in seconds; raise ValueError with what was expected."""
+    return round(_duration(value).total_seconds())
+
+
+def shown_size(value: int) -> str:
+    """Return a number of bytes as one would write it.
+
+    >>> shown_size(5 * 2**20), shown_size(1_000_001)
+    ('5MiB', '1000001')
+    """
+    unit = next((u for u in ("TiB", "GiB", "MiB", "KiB") if value >= _BYTES[u] and value % _BYTES[u] == 0), "")
+    return f"{value // _BYTES[unit]}{unit}"
 
 
 def _networks(value: str) -> tuple[Network, ...]:
@@ -223,8 +243,7 @@ def _show(row: Setting, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if row.parse is _size:
-        unit = next(u for u in ("TiB", "GiB", "MiB", "KiB", "") if value >= _BYTES[u] and value % _BYTES[u] == 0)
-        return f"{value // _BYTES[unit]}{unit}"
+        return shown_size(value)
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return without_password(str(value))
@@ -301,6 +320,38 @@ class JournalSettings(_Part):
     max_bytes: int = _setting(
         "LOGSVC_JOURNAL_MAX_BYTES", _size, "8GiB", "Bytes of records that may wait for the store; beyond it, 503."
     )
+    max_lag: timedelta = _setting(
+        "LOGSVC_JOURNAL_MAX_LAG",
+        _duration,
+        "30s",
+        "How far the store may fall behind while it takes records; beyond it senders are held back, then get 503.",
+    )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class QuotaSettings(_Part):
+    """What a key may send that has no quota of its own."""
+
+    records_per_second: int = _setting(
+        "LOGSVC_QUOTA_RECORDS_PER_SECOND",
+        _number,
+        "0",
+        "Records a second that a key may send on average, unless `logsvc keys` gave it another quota; 0 is unlimited.",
+    )
+    bytes_per_second: int = _setting(
+        "LOGSVC_QUOTA_BYTES_PER_SECOND",
+        _size,
+        "0",
+        "Bytes a second, after decompression, that a key may send on average unless it has another; 0 is unlimited.",
+    )
+    burst: timedelta = _setting(
+        "LOGSVC_QUOTA_BURST", _duration, "10s", "How many seconds' worth of its quota a key may send at once."
+    )
+
+    @property
+    def default(self) -> Quota:
+        """The quota that these settings are."""
+        return Quota(self.records_per_second, self.bytes_per_second, round(self.burst.total_seconds()))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -413,6 +464,7 @@ class Settings(_Part):
     store: StoreSettings = field(default_factory=StoreSettings)
     state: StateSettings = field(default_factory=StateSettings)
     journal: JournalSettings = field(default_factory=JournalSettings)
+    quota: QuotaSettings = field(default_factory=QuotaSettings)
     detection: DetectionSettings = field(default_factory=DetectionSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     notify: NotifySettings = field(default_factory=NotifySettings)
@@ -469,6 +521,7 @@ _PARTS: Mapping[str, type[_Part]] = {
     "store": StoreSettings,
     "state": StateSettings,
     "journal": JournalSettings,
+    "quota": QuotaSettings,
     "detection": DetectionSettings,
     "retention": RetentionSettings,
     "notify": NotifySettings,
@@ -606,6 +659,8 @@ def _check(settings: Settings) -> Settings:
         raise SettingsError(f"LOGSVC_RETENTION is {format_duration(settings.retention.records)}; expected 1d or more")
     if settings.journal.max_bytes < 2**20:
         raise SettingsError(f"LOGSVC_JOURNAL_MAX_BYTES is {settings.journal.max_bytes}; expected 1MiB or more")
+    if settings.quota.burst < timedelta(seconds=1):
+        raise SettingsError(f"LOGSVC_QUOTA_BURST is {format_duration(settings.quota.burst)}; expected 1s or more")
     if (security.tls_cert is None) != (security.tls_key is None):
         raise SettingsError("LOGSVC_TLS_CERT and LOGSVC_TLS_KEY belong together; set both or neither")
     for name, path in (("LOGSVC_TLS_CERT", security.tls_cert), ("LOGSVC_TLS_KEY", security.tls_key)):

@@ -70,10 +70,16 @@ METRICS: tuple[MetricInfo, ...] = (
     _counter("ingest_refused_records_total", "Records that could not be decoded; their senders were told.", "reason"),
     _counter("ingest_flagged_records_total", "Records stored although something about them was wrong.", "reason"),
     _counter("ingest_dropped_records_total", "Records lost, here or, as they report it, in a shipper.", "reason"),
+    _counter(
+        "ingest_throttled_requests_total",
+        "Requests to ingest that were told to come again: quota, backlog, journal_full, memory …",
+        "reason",
+    ),
     _counter("ingest_duplicates_total", "Records whose id was stored already; the first stays."),
     _counter("ingest_masked_values_total", "Secrets and personal values masked before any disk."),
     _gauge("journal_size_bytes", "Bytes of the journal on disk."),
     _gauge("journal_max_bytes", "Bytes at which the journal is full and senders get 503."),
+    _gauge("journal_is_pushing_back", "1 while senders are held back because the store is too far behind."),
     _counter("journal_records_total", "Records appended to the journal."),
     MetricInfo("journal_fsync_seconds", "histogram", "Time of one fsync of the journal."),
     _counter(

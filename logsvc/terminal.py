@@ -19,6 +19,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from logsvc.quotas import Quota
+from logsvc.settings import shown_size
 from logsvc.timestamps import parse_rfc3339
 
 LEVEL_STYLES = {
@@ -118,6 +120,19 @@ def record_line(record: Mapping[str, Any], *, with_stack: bool = True) -> Text:
         for row in rows[-6:]:
             line.append(f"\n    {short(row)}", style="dim")
     return line
+
+
+def quota(quota: Quota) -> str:
+    """Return what a key may send, in a few words.
+
+    >>> from logsvc.quotas import Quota
+    >>> quota(Quota(2000, 5 << 20, 30)), quota(Quota())
+    ('2,000 records/s, 5MiB/s, burst 30 s', 'unlimited')
+    """
+    parts = [f"{quota.records_per_second:,} records/s"] if quota.records_per_second else []
+    if quota.bytes_per_second:
+        parts.append(f"{shown_size(quota.bytes_per_second)}/s")
+    return ", ".join([*parts, f"burst {quota.burst_s} s"]) if parts else "unlimited"
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:

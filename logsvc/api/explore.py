@@ -57,7 +57,7 @@ def facets(
     name = keyword_field("field", field)
     node = language.parse(q, now_us=services.clock())
     span = span_of(start, end, services.clock)
-    with services.searching():
+    with services.searching(reader.tenant):
         counted = services.store.facets(reader.tenant, node, span, field=name, limit=limit)
     return json_response(
         {
@@ -89,7 +89,7 @@ def values(
     name = keyword_field("field", field)
     node = language.parse(q, now_us=services.clock())
     span = span_of(start, end, services.clock)
-    with services.searching():
+    with services.searching(reader.tenant):
         counted = services.store.facets(reader.tenant, node, span, field=name, limit=limit, prefix=prefix)
     return json_response(
         {"field": name, "values": [{"value": value, "count": count} for value, count in counted.values]}
@@ -118,7 +118,7 @@ def fields(services: ServicesDep, reader: Reader, q: Q = "", start: From = None,
     """Return every field that can be searched, and the labels that the newest hits carry (1,000 are looked at)."""
     node = language.parse(q, now_us=services.clock())
     span = span_of(start, end, services.clock)
-    with services.searching():
+    with services.searching(reader.tenant):
         page = services.store.search(reader.tenant, node, span, limit=_SAMPLED_RECORDS)
     labels = {name for hit in page.hits for name in flatten(hit.source) if name.startswith("labels.")}
     return json_response({"fields": _FIELD_ROWS, "labels": sorted(labels)})
@@ -176,7 +176,7 @@ def context(
         page = services.store.search(reader.tenant, node, limit=limit, after=hit.position, order=order)
         return [flatten(neighbour.source) for neighbour in page.hits]
 
-    with services.searching():
+    with services.searching(reader.tenant):
         older, newer = neighbours(before, Order.NEWEST_FIRST), neighbours(after, Order.OLDEST_FIRST)
     return json_response(
         {"by": chosen.value, "field": name, "value": value, "before": older[::-1], "record": record, "after": newer}
@@ -249,7 +249,7 @@ def _name(name: str) -> str:
 
 
 def _page(services: Services, tenant: str, node: Node, span: Span, order: Order, after: Position | None) -> Page:
-    with services.searching():
+    with services.searching(tenant):
         return services.store.search(tenant, node, span, limit=MAX_PAGE_ROWS, after=after, order=order)
 
 

@@ -15,8 +15,9 @@ from fastapi.responses import Response
 
 from logsvc.api.auth import Sender
 from logsvc.api.services import Services, ServicesDep
-from logsvc.errors import StoreUnavailable
-from logsvc.ingest import Item
+from logsvc.errors import Overloaded, StoreUnavailable
+from logsvc.ingest import Item, ItemResult
+from logsvc.keys import Principal
 from logsvc.protocols import bodies, native
 
 router = APIRouter()
@@ -48,6 +49,7 @@ _EXAMPLE = (
         400: {"description": "Nothing could be decoded, or the body is empty."},
         413: {"description": "The body is over 64 MiB, compressed or not."},
         415: {"description": "The Content-Encoding is none of identity, gzip, deflate, zstd."},
+        429: {"description": "The key has used up its quota; send again after Retry-After."},
         503: {"description": "The journal is full, or too much is being sent; send again after Retry-After."},
     },
     openapi_extra={
@@ -66,26 +68,43 @@ _EXAMPLE = (
 )
 async def ingest(request: Request, services: ServicesDep, sender: Sender) -> Response:
     """Take a batch of records; RECORD names and their short aliases are both understood."""
+    try:
+        results = await _take_in(request, services, sender)
+    except Overloaded as exc:
+        services.telemetry.count("ingest_throttled_requests_total", exc.reason)
+        raise
+    answer = native.render(results)
+    if services.acks_from_store:
+        await asyncio.to_thread(_wait_for_store, services)
+    return Response(msgspec.json.encode(answer), status_code=202, media_type="application/json")
+
+
+async def _take_in(request: Request, services: Services, sender: Principal) -> list[ItemResult]:
+    # Whoever has to come again is told before its body costs anything.
+    services.quotas.check(sender.key_id, sender.quota)
+    services.journal.check_room(sender.tenant)
     declared = request.headers.get("content-length", "")
     with services.bodies.held(sender.tenant) as take:
         body = await bodies.collect(
             request.stream(), declared_bytes=int(declared) if declared.isdecimal() else 0, take=take
         )
-        encoding = request.headers.get("content-encoding")
-        size, items = await asyncio.to_thread(_decode, body, encoding)
+        async with services.decoding.turn(sender.tenant, len(body)):
+            size, items = await asyncio.to_thread(_decode, body, request.headers.get("content-encoding"))
         take(size - len(body))
-        async with services.large_bodies if size > LARGE_BYTES else nullcontext():
-            results = await services.ingest.accept(
-                sender.tenant,
-                items,
-                source=request.client.host if request.client else "unknown",
-                protocol="native",
-                key_id=sender.key_id,
-            )
-    answer = native.render(results)
-    if services.acks_from_store:
-        await asyncio.to_thread(_wait_for_store, services)
-    return Response(msgspec.json.encode(answer), status_code=202, media_type="application/json")
+        charge = (sender.key_id, sender.quota, len(items), size)
+        services.quotas.take(*charge)
+        async with services.large_bodies.turn(sender.tenant, size) if size > LARGE_BYTES else nullcontext():
+            try:
+                return await services.ingest.accept(
+                    sender.tenant,
+                    items,
+                    source=request.client.host if request.client else "unknown",
+                    protocol="native",
+                    key_id=sender.key_id,
+                )
+            except Overloaded:
+                services.quotas.give_back(*charge)
+                raise
 
 
 def _decode(body: bytes, encoding: str | None) -> tuple[int, list[Item]]:

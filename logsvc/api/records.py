@@ -103,7 +103,7 @@ def search(
         after: Position | None = Position(place.time_us, place.seq)
     else:
         place, after, span = None, None, span_of(start, end, services.clock)
-    with services.searching():
+    with services.searching(reader.tenant):
         page = services.store.search(
             reader.tenant, node, span, limit=limit, after=after, order=order, count_total=place is None
         )
@@ -127,7 +127,7 @@ def count(services: ServicesDep, reader: Reader, q: Q = "", start: From = None, 
     """Return the exact number of hits; over all time without ``from``."""
     node = language.parse(q, now_us=services.clock())
     span = span_of(start, end, services.clock)
-    with services.searching():
+    with services.searching(reader.tenant):
         return json_response({"count": services.store.count(reader.tenant, node, span)})
 
 
@@ -169,7 +169,7 @@ def histogram(
             f"interval={interval} makes {(last - first) // width_us} buckets of this range; at most {MAX_BUCKETS}: "
             "take a longer interval or a shorter range"
         )
-    with services.searching():
+    with services.searching(reader.tenant):
         buckets = services.store.histogram(reader.tenant, node, span, interval_us=width_us, by=by_name)
     rows: list[dict[str, object]] = []
     for bucket in buckets:

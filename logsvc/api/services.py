@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -19,10 +18,12 @@ from logsvc.ingest import Ingest
 from logsvc.journal import Journal
 from logsvc.keys import Keys
 from logsvc.protocols.bodies import Room
+from logsvc.quotas import Quotas
 from logsvc.state import State
 from logsvc.store import Store
 from logsvc.telemetry import Telemetry
 from logsvc.timestamps import Clock
+from logsvc.turns import Turns
 
 MAX_CONCURRENT_SEARCHES = 24
 """Of the 40 threads that requests share."""
@@ -45,28 +46,37 @@ class Services:
     stopping: threading.Event
     acks_from_store: bool = False
     bodies: Room = field(default_factory=Room)
+    quotas: Quotas = field(default_factory=Quotas)
+    decoding: Turns = field(default_factory=lambda: Turns(2))
     # Together they are no faster than in turn, need the memory of all, and crowd each other out of the journal.
-    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
+    large_bodies: Turns = field(default_factory=lambda: Turns(1))
     tails: Counter[str] = field(default_factory=Counter)
     # Threads of their own, so that no number of tails ever keeps ingest waiting.
     tail_threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "tail"))
-    _search_slots: threading.BoundedSemaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(MAX_CONCURRENT_SEARCHES)
-    )
+    _searches: Counter[str] = field(default_factory=Counter)
+    _searches_lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def searching(self) -> Iterator[None]:
+    def searching(self, tenant: str) -> Iterator[None]:
         """Hold one of the places for searches, so that slow ones leave threads to everybody else.
 
+        A tenant may hold as many as it leaves free.
+
         Raises:
-            StoreUnavailable: If all are taken.
+            StoreUnavailable: If there is none for it.
         """
-        if not self._search_slots.acquire(blocking=False):
-            raise StoreUnavailable(f"{MAX_CONCURRENT_SEARCHES} searches are running; try again in a moment", 1)
+        with self._searches_lock:
+            own, all_ = self._searches[tenant], self._searches.total()
+            if own + all_ >= MAX_CONCURRENT_SEARCHES:
+                raise StoreUnavailable(f"{all_} searches are running, {own} of this tenant; try again in a moment", 1)
+            self._searches[tenant] += 1
         try:
             yield
         finally:
-            self._search_slots.release()
+            with self._searches_lock:
+                self._searches[tenant] -= 1
+                if not self._searches[tenant]:
+                    del self._searches[tenant]
 
     def why_not_ready(self) -> list[str]:
         """Return why the service is not ready to take and find records; [] if it is."""

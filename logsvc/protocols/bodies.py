@@ -54,7 +54,9 @@ class Room:
             self._held[tenant] += size
             taken += size
             if self._held[tenant] > self._total_bytes - self._held.total():
-                raise Overloaded("too many bodies are being received at once; send it again, or smaller batches", 1)
+                raise Overloaded(
+                    "too many bodies are being received at once; send it again, or smaller batches", 1, reason="memory"
+                )
 
         try:
             yield take

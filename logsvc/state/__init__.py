@@ -57,6 +57,9 @@ class KeyRow(NamedTuple):
     last_used_us: int | None = None
     expires_us: int | None = None
     revoked_us: int | None = None
+    records_per_second: int | None = None
+    bytes_per_second: int | None = None
+    burst_s: int | None = None
 
 
 class Blob(NamedTuple):
@@ -250,7 +253,22 @@ class State:
                 sa.update(t.api_keys).where(key.id == id).values(revoked_us=sa.func.coalesce(key.revoked_us, now_us))
             )
             if changed.rowcount == 0:
-                raise NotFound(f"there is no key {id[:100]!r}; `logsvc keys list` shows those there are")
+                raise _no_key(id)
+
+    def change_key(self, id: str, **values: int | None) -> KeyRow:
+        """Change columns of a key, such as its quota, and return it.
+
+        Raises:
+            NotFound: If there is no such key.
+        """
+        key = t.api_keys.c
+        with self._writing() as db:
+            if values:
+                db.execute(sa.update(t.api_keys).where(key.id == id).values(**values))
+            row = db.execute(sa.select(t.api_keys).where(key.id == id)).first()
+        if row is None:
+            raise _no_key(id)
+        return _key(row)
 
     def note_key_use(self, id: str, now_us: int) -> None:
         """Remember when a key was last used."""
@@ -650,6 +668,10 @@ def _delivery(row: Any) -> Delivery:
         delivered_at=None if row.delivered_us is None else format_us(row.delivered_us),
         last_error=row.last_error,
     )
+
+
+def _no_key(id: str) -> NotFound:
+    return NotFound(f"there is no key {id[:100]!r}; `logsvc keys list` shows those there are")
 
 
 def _key_values(row: KeyRow) -> dict[str, object]:

@@ -32,6 +32,10 @@ api_keys = sa.Table(
     sa.Column("last_used_us", sa.BigInteger),
     sa.Column("expires_us", sa.BigInteger),
     sa.Column("revoked_us", sa.BigInteger),
+    # What it may send; NULL is the service's default, a rate of 0 is unlimited.
+    sa.Column("records_per_second", sa.BigInteger),
+    sa.Column("bytes_per_second", sa.BigInteger),
+    sa.Column("burst_s", sa.BigInteger),
 )
 
 tickets = sa.Table(

@@ -65,13 +65,13 @@ class ServiceProcess:
         assert not check or done.returncode == 0, f"{arguments} ended with {done.returncode}: {done.stderr}"
         return done
 
-    def make_key(self, *scopes: str, tenant: str = "default") -> str:
+    def make_key(self, *scopes: str, tenant: str = "default", **quota: int) -> str:
         """Return a new key with ``scopes``; ingest, read and respond if none are named."""
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = open_state(f"sqlite:///{self.data_dir / 'state.db'}")
         try:
             chosen = [Scope(scope) for scope in scopes or _ALL_SCOPES]
-            return Keys(state, system_clock).create(tenant=tenant, name="test", scopes=chosen)[0]
+            return Keys(state, system_clock).create(tenant=tenant, name="test", scopes=chosen, **quota)[0]
         finally:
             state.close()
 

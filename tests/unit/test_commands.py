@@ -166,6 +166,8 @@ def test_a_broken_key_is_refused_and_never_printed(command: list[str]) -> None:
         ["keys", "create", "--scope", "read", "--name"],
         ["keys", "create", "--scope", "read", "--tenant"],
         ["keys", "create", "--scope", "read", "--expires-in"],
+        ["keys", "change"],
+        ["keys", "change", "key_1", "--bytes-per-second"],
         ["keys", "revoke"],
         ["deadletters", "show"],
         ["deadletters", "replay"],
@@ -229,6 +231,20 @@ def test_keys_are_made_listed_and_revoked() -> None:
     assert listed["revoked_at"]
     assert made["key"] not in run("keys", "list").output
     assert run("keys", "revoke", "key_none").exit_code == Exit.MISSING
+
+
+def test_a_quota_is_given_shown_and_changed_and_what_is_not_named_stays() -> None:
+    options = ("--records-per-second", "2000", "--bytes-per-second", "2MiB")
+    made = msgspec.json.decode(run("keys", "create", "--scope", "ingest", *options, "-o", "json").stdout)
+    assert "2,000 records/s, 2MiB/s, burst 10 s" in run("keys", "list").stdout
+    changed = run("keys", "change", made["id"], "--records-per-second", "unlimited", "--burst", "1m")
+    assert changed.stdout == f"{made['id']} may send: 2MiB/s, burst 60 s\n"
+    run("keys", "change", made["id"], "--records-per-second", "default", "--bytes-per-second", "default")
+    assert "7 records/s, burst 60 s" in run("keys", "list", LOGSVC_QUOTA_RECORDS_PER_SECOND="7").stdout
+    for wrong in (["--records-per-second", "-1"], ["--bytes-per-second", "5 parsecs"], ["--burst", "0s"], []):
+        result = run("keys", "change", made["id"], *wrong)
+        assert (result.exit_code, result.stderr.count("expected") or "nothing to change" in result.stderr) == (2, 1)
+    assert run("keys", "change", "key_none", "--burst", "1s").exit_code == Exit.MISSING
 
 
 @pytest.mark.parametrize("tenant", ["Acme", "a b", "x" * 64, "../x", "é", "-a"])

@@ -14,6 +14,7 @@ import pytest
 
 from logsvc.errors import BadInput, NotFound, StateUnavailable
 from logsvc.keys import CACHE_S, Keys, Scope, key_from_headers
+from logsvc.quotas import Quota
 from logsvc.state import State, open_state
 from logsvc.timestamps import US_PER_S
 from tests.support.tickets import NOON_US, FakeClock
@@ -69,6 +70,9 @@ def test_the_key_itself_is_nowhere_on_disk(keys: Keys, state: State, tmp_path: P
         "last_used_at",
         "expires_at",
         "revoked_at",
+        "records_per_second",
+        "bytes_per_second",
+        "burst_s",
     }
 
 
@@ -180,11 +184,36 @@ def test_where_there_has_ever_been_a_key_no_first_one_is_made(keys: Keys, tmp_pa
     assert not (tmp_path / "first-admin-key").exists()
 
 
+def test_a_quota_is_the_keys_own_where_it_has_one_and_changes_within_seconds(state: State, clock: FakeClock) -> None:
+    default = Quota(records_per_second=100, bytes_per_second=0, burst_s=10)
+    keys, elsewhere = Keys(state, clock, default), Keys(state, clock, default)
+    key, info = keys.create(tenant="t", name="n", scopes=[Scope.INGEST], bytes_per_second=5_000)
+
+    def quota(which: Keys) -> Quota:
+        principal = which.verify(key)
+        assert principal is not None
+        return principal.quota
+
+    assert quota(keys) == quota(elsewhere) == Quota(100, 5_000, 10)
+    keys.change(info.id, records_per_second=0, bytes_per_second=None, burst_s=60)
+    assert quota(keys) == Quota(0, 0, 60)
+    clock.advance(CACHE_S)
+    assert quota(elsewhere) == Quota(0, 0, 60)
+    (listed,) = keys.list()
+    assert (listed.records_per_second, listed.bytes_per_second, listed.burst_s) == (0, None, 60)
+    with pytest.raises(BadInput, match="burst_s cannot be 0; expected 1"):
+        keys.change(info.id, burst_s=0)
+    with pytest.raises(NotFound):
+        keys.change("key_none", burst_s=1)
+
+
 def test_hashes_are_unique(keys: Keys, state: State, tmp_path: Path) -> None:
     keys.create(tenant="t", name="n", scopes=[Scope.READ])
     connection = sqlite3.connect(tmp_path / "state.db")
     with pytest.raises(sqlite3.IntegrityError):
-        connection.execute("INSERT INTO api_keys SELECT 'x', hash, tenant, name, scopes, 0, 0, 0, 0 FROM api_keys")
+        connection.execute(
+            "INSERT INTO api_keys SELECT 'x', hash, tenant, name, scopes, 0, 0, 0, 0, 0, 0, 0 FROM api_keys"
+        )
     connection.close()
 
 

@@ -98,6 +98,20 @@ def test_a_database_changed_by_hand_stops_the_start_and_names_what_differs(
     assert named in str(caught.value)
 
 
+def test_a_database_of_an_earlier_version_is_migrated_with_its_keys(tmp_path: Path) -> None:
+    open_state(url_of(tmp_path)).close()
+    change_by_hand(
+        tmp_path,
+        *(f"ALTER TABLE api_keys DROP COLUMN {name}" for name in ("records_per_second", "bytes_per_second", "burst_s")),
+        "UPDATE alembic_version SET version_num = '0001'",
+        "INSERT INTO api_keys VALUES ('key_1', 'hash', 'default', 'old', 'ingest', 1, NULL, NULL, NULL)",
+    )
+    opened = open_state(url_of(tmp_path))
+    (key,) = opened.list_keys()
+    opened.close()
+    assert (key.id, key.scopes, key.records_per_second) == ("key_1", ("ingest",), None)
+
+
 def test_every_difference_is_named_at_once(tmp_path: Path) -> None:
     open_state(url_of(tmp_path)).close()
     change_by_hand(tmp_path, "ALTER TABLE tickets DROP COLUMN kind", "DROP TABLE detector_state")
