@@ -35,6 +35,7 @@ BODIES = 20
 SHARES = {"greedy": (2.3, 40), "busy": (0.6, 8), "modest": (0.1, 1)}  # of the capacity, and connections
 CAPACITY_S = 20.0
 RECOVERY_S = 60.0
+IDLE_S = 3.0  # the service closes connections that are idle for longer than 5 s
 
 
 @dataclass
@@ -60,7 +61,8 @@ class Sender:
             "Content-Encoding: gzip\r\nContent-Length: "
         )
         every_s = self.connections / self.rate
-        due = time.monotonic() + number / self.connections * min(every_s, 1.0)
+        last = time.monotonic()
+        due = last + number / self.connections * min(every_s, 1.0)
         sent = number
         while (now := time.monotonic()) < until:
             if now < due:
@@ -72,11 +74,15 @@ class Sender:
             self.offered += BATCH
             while time.monotonic() < until:
                 began = time.monotonic()
+                if began - last > IDLE_S:
+                    writer.close()
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(f"{head}{len(body)}\r\n\r\n".encode() + body)
                 answer = await reader.readuntil(b"\r\n\r\n")
                 lines = answer.decode("latin-1").lower().split("\r\n")
                 length = next(int(line.partition(":")[2]) for line in lines if line.startswith("content-length:"))
                 await reader.readexactly(length)
+                last = time.monotonic()
                 status = int(lines[0].split()[1])
                 if status == 202:
                     self.acknowledged += BATCH
