@@ -443,7 +443,11 @@ class _BulkItem(msgspec.Struct):
 
 
 class _Bulked(msgspec.Struct):
-    items: list[_BulkItem] = msgspec.field(default_factory=list)
+    items: list[_BulkItem]
+
+
+class _Got(msgspec.Struct):
+    docs: list[Json]
 
 
 _PERMANENT = frozenset(
@@ -534,7 +538,7 @@ class ElasticStore:
         found = self._ask("GET", f"/{self._alias}", missing=b"{}")
         expected = mapping()
         where: dict[str, list[str]] = defaultdict(list)
-        for index, body in sorted(msgspec.json.decode(found).items()):
+        for index, body in sorted(_read(found, Json).items()):
             analysis = body["settings"]["index"].get("analysis", {})
             for difference in _differences(expected, {"mappings": body["mappings"], "analysis": analysis}):
                 where[difference].append(index)
@@ -650,7 +654,7 @@ class ElasticStore:
                 first.appended + second.appended, first.refused + second.refused, first.conflicts + second.conflicts
             )
         # A bulk request answers 200 even when documents fail, so read each item.
-        items = msgspec.json.decode(answer, type=_Bulked).items
+        items = _read(answer, _Bulked).items
         if len(items) != len(lines):
             raise StoreUnavailable(f"the store answered {len(items)} of {len(lines)} documents")
         outcome = _Outcome()
@@ -674,7 +678,7 @@ class ElasticStore:
         for start in range(0, len(keys), 1_000):
             docs = [{"_index": i, "_id": id_, "_source": ["logsvc.seq"]} for i, id_ in keys[start : start + 1_000]]
             answer = self._ask("POST", "/_mget", {"docs": docs}, timeout_s=60)
-            for doc in msgspec.json.decode(answer)["docs"]:
+            for doc in _read(answer, _Got).docs:
                 if doc.get("found"):
                     found[doc["_index"], doc["_id"]] = doc["_source"]["logsvc"]["seq"]
         return found
@@ -906,7 +910,7 @@ class ElasticStore:
                 {"query": query},
                 timeout_s=SLOW_S,
             )
-            done = msgspec.json.decode(answer)
+            done = _read(answer, Json)
             if done.get("failures"):
                 raise StoreUnavailable(f"the store could not erase: {done['failures'][0]}")
             deleted += done.get("deleted", 0)
@@ -935,7 +939,7 @@ class ElasticStore:
                 old.append((bucket["key"]["tenant"], day))
             else:
                 living.add(day)
-        standing = set(msgspec.json.decode(self._ask("GET", f"/_alias/{self._alias}", missing=b"{}")))
+        standing = set(_read(self._ask("GET", f"/_alias/{self._alias}", missing=b"{}"), Json))
         for day in sorted({day for _, day in old} - living):
             index = self._day_index(day)
             if index in standing:
@@ -948,7 +952,7 @@ class ElasticStore:
 
     def _expunge(self) -> None:
         """Rewrite the segments that still hold deleted documents, as far as the server lets go of them."""
-        stats = msgspec.json.decode(self._ask("GET", f"/{self._alias}/_stats/docs", missing=b'{"indices":{}}'))
+        stats = _read(self._ask("GET", f"/{self._alias}/_stats/docs", missing=b'{"indices":{}}'), Json)
         for index, body in stats["indices"].items():
             if body["primaries"]["docs"].get("deleted"):
                 path = f"/{index}/_forcemerge?ignore_unavailable=true&only_expunge_deletes=true"
@@ -1020,7 +1024,7 @@ class ElasticStore:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_NOT_STARTED_POLL_S)
-        searched = msgspec.json.decode(found, type=_Searched)
+        searched = _read(found, _Searched)
         if searched.timed_out:
             raise QueryTooExpensive(too_slow)
         return searched
@@ -1145,6 +1149,20 @@ def _day_name(day: int) -> str:
 def _hit(found: _FoundHit) -> Hit:
     position, source = decode_document(bytes(found.source))
     return Hit(found.id, position, source)
+
+
+def _read(answer: bytes, kind: type[_T]) -> _T:
+    """Return the answer of a server, decoded.
+
+    Raises:
+        StoreUnavailable: If it is no such answer: cut off on its way, or from something before the server. What
+            was asked may have been done all the same.
+    """
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.MsgspecError as exc:
+        shown = answer[:80].decode(errors="replace")
+        raise StoreUnavailable(f"the store's answer is not Elasticsearch's ({exc}): {shown!r}") from exc
 
 
 def _failure(answer: bytes) -> _Failure:

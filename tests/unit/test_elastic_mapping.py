@@ -250,6 +250,8 @@ def error(kind: str, reason: str = "because") -> dict[str, object]:
         (503, error("too_many_buckets_exception"), QueryTooExpensive),
         (400, error("parsing_exception"), LogsvcError),
         (200, {"timed_out": True, "hits": {"hits": []}}, QueryTooExpensive),
+        (200, "<html>of a proxy</html>", StoreUnavailable),
+        (200, {"took": 3}, StoreUnavailable),
     ],
 )
 def test_an_answer_that_is_none_raises_what_it_means(status: int, body: object, raised: type[Exception]) -> None:
@@ -289,6 +291,18 @@ def test_a_document_is_refused_only_for_what_will_never_change(status: int, kind
         else:
             with pytest.raises(StoreUnavailable, match=kind):
                 store.append(entries)
+        store.close()
+
+
+@pytest.mark.parametrize("body", ["<html>of a proxy</html>", {"took": 3}, {"items": []}, {"items": [{"create": {}}]}])
+def test_an_answer_to_a_batch_that_is_none_is_asked_again_and_blames_no_record(body: object) -> None:
+    def answer(method: str, path: str) -> tuple[int, object]:
+        return 200, body if path.startswith("/_bulk") else {}
+
+    with server(answer) as (address, _):
+        store = ElasticStore(f"http://{address}")
+        with pytest.raises(StoreUnavailable, match="the store"):
+            store.append([make_entry(1)])
         store.close()
 
 
