@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from logsvc import faults
+
 
 def write_all(fd: int, data: bytes) -> None:
     """Write all of ``data``; a single ``write`` may take less."""
@@ -21,6 +23,8 @@ def write_all(fd: int, data: bytes) -> None:
 
 def sync(fd: int) -> None:
     """Return when what was written to ``fd`` survives a power cut."""
+    if faults.is_told:
+        faults.fail_fsync(fd)
     # fdatasync also makes a changed length durable, which is all that a reader needs.
     getattr(os, "fdatasync", os.fsync)(fd)
 
@@ -29,6 +33,8 @@ def sync_directory(path: Path) -> None:
     """Return when the names in ``path`` survive a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        if faults.is_told:
+            faults.fail_fsync(fd)
         os.fsync(fd)
     finally:
         os.close(fd)

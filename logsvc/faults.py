@@ -1,4 +1,4 @@
-"""Faults: named places where a test may kill the process, as a power cut would.
+"""Faults: named places where a test may kill the process, as a power cut would, and what it may break in between.
 
 What a crash leaves behind depends on the moment. Between every two steps of a record's way to the
 store there is a name; with ``LOGSVC_TEST_KILL_AT=NAME`` (or ``NAME:3``, the third time it is
@@ -22,14 +22,22 @@ The points, in the order of the path:
 - ``journal.after_trim``: one segment is removed
 - ``replay.after_append``: a replayed record is in the journal again, not yet marked
 
-Not here: faults of disks and networks; tests bring those about with limits and real servers.
+What no test can bring about from outside without breaking the machine for everybody is told to a
+running process by the file that ``LOGSVC_TEST_FAULTS`` names, one line each, read anew at every use:
+
+- ``fsync TEXT``: an fsync of a file whose path contains TEXT fails, as on a dying disk
+- ``clock SECONDS``: the machine's clock is so much ahead (or behind)
+
+Not here: full disks, networks and stores that fail; tests bring those about with real ones (tests/soak/).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
+from pathlib import Path
 
 POINTS = frozenset(
     {
@@ -61,6 +69,10 @@ _lock = threading.Lock()
 if is_armed and _name not in POINTS:
     raise ValueError(f"LOGSVC_TEST_KILL_AT={_name!r} is no kill point; expected one of {', '.join(sorted(POINTS))}")
 
+_told = os.environ.get("LOGSVC_TEST_FAULTS", "")
+is_told = bool(_told)
+"""Whether a file tells what shall break."""
+
 
 def reach(name: str) -> None:
     """Kill this process if the environment asks for it at ``name``; else do nothing."""
@@ -76,3 +88,29 @@ def _reach_armed(name: str) -> None:
         _remaining -= 1
         if _remaining == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail_fsync(fd: int) -> None:
+    """Raise what a dying disk raises if the file of faults says so for what is open as ``fd``.
+
+    Raises:
+        OSError: EIO.
+    """
+    targets = _lines("fsync")
+    if targets:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if any(target in path for target in targets):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+
+def clock_offset_us() -> int:
+    """Return by how many microseconds the machine's clock is to be wrong."""
+    return sum(round(float(seconds) * 1_000_000) for seconds in _lines("clock"))
+
+
+def _lines(kind: str) -> list[str]:
+    try:
+        text = Path(_told).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [rest for first, _, rest in (line.partition(" ") for line in text.splitlines()) if first == kind]
