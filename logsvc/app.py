@@ -53,7 +53,7 @@ from logsvc.state import DeliveryState, State, open_state
 from logsvc.store import Store, StoreHealth
 from logsvc.telemetry import RequestMetrics, Telemetry, configure_log
 from logsvc.tickets import TicketState
-from logsvc.timestamps import MonotonicClock, system_clock
+from logsvc.timestamps import US_PER_S, MonotonicClock, system_clock
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -184,6 +184,7 @@ class Service:
         replayer = replay.Replayer(settings.data_dir / replay.DIRECTORY, journal, dead_letters, clock)
         replayer.start()
         stack.callback(replayer.close)
+        telemetry.watch("clock_behind_seconds", lambda: clock.behind_us / US_PER_S)
         pipeline = Pipeline([ingest, replayer], journal, indexer)
         outbox = Outbox(
             state,

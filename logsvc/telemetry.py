@@ -105,6 +105,7 @@ METRICS: tuple[MetricInfo, ...] = (
     _counter("http_requests_total", "Requests answered.", "method", "route", "status"),
     MetricInfo("http_request_seconds", "histogram", "Time from a request's first byte to its answer's last."),
     _gauge("event_loop_longest_gap_seconds", "Longest time the event loop did not turn since the last scrape."),
+    _gauge("clock_behind_seconds", "How far the clock is behind the newest record, after it was set back."),
     _gauge("logsvc_build_info", "1, with the version.", "version"),
 )
 """Every metric of the service; those of its process (``process_*``) come on top."""

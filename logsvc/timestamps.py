@@ -23,6 +23,9 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 
+from loguru import logger
+
+from logsvc import faults
 from logsvc.errors import BadInput
 
 Clock = Callable[[], int]
@@ -72,11 +75,13 @@ _UNITS_US = {
     "us": 1,
 }
 _MAX_SHOWN = 64
+_TOLD_FROM_US = 5 * US_PER_S
 
 
 def system_clock() -> int:
     """Return the machine's time in microseconds since 1970."""
-    return time.time_ns() // NS_PER_US
+    now = time.time_ns() // NS_PER_US
+    return now + faults.clock_offset_us() if faults.is_told else now
 
 
 class MonotonicClock:
@@ -88,19 +93,40 @@ class MonotonicClock:
     Args:
         clock: The clock to follow.
         floor_us: Nothing below this is ever returned; the last time handed out before a restart.
+
+    Attributes:
+        behind_us: How far the clock was behind what was handed out, at the last call; above zero after it
+            was set back, until it has caught up.
     """
 
     def __init__(self, clock: Clock = system_clock, floor_us: int = 0) -> None:
         self._clock = clock
         self._last = floor_us
         self._lock = threading.Lock()
+        self._is_told = False
+        self.behind_us = 0
 
     def __call__(self) -> int:
         """Return the time now, or the last one returned if that is later."""
         with self._lock:
             now = self._clock()
             self._last = max(self._last, now)
+            self.behind_us = self._last - now
+            # A clock that is kept right goes back by milliseconds, and nobody need know.
+            if self._is_told is not (self.behind_us > _TOLD_FROM_US):
+                self._tell()
             return self._last
+
+    def _tell(self) -> None:
+        self._is_told = not self._is_told
+        if self._is_told:
+            logger.error(
+                "the clock of this machine was set back: it is {:.0f} s behind the newest record; until it has "
+                "caught up, records are all stamped with that one's event.ingested, and detection waits",
+                self.behind_us / US_PER_S,
+            )
+        else:
+            logger.info("the clock of this machine has caught up with the newest record")
 
 
 def _shown(value: object) -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loguru import logger
 
 from logsvc.errors import BadInput
 from logsvc.timestamps import (
@@ -214,6 +215,23 @@ def test_the_clock_never_goes_back_even_across_a_restart() -> None:
     times = iter([50, 120, 110, 130])
     clock = MonotonicClock(lambda: next(times), floor_us=100)
     assert [clock() for _ in range(4)] == [100, 120, 120, 130]
+
+
+def test_a_clock_that_was_set_back_is_told_once_until_it_has_caught_up() -> None:
+    times = iter([100, 90, 85, 101, 70])
+    said: list[str] = []
+    handler = logger.add(said.append, format="{message}")
+    try:
+        clock = MonotonicClock(lambda: next(times) * 10**6)
+        behind = [(clock(), clock.behind_us // 10**6)[1] for _ in range(5)]
+    finally:
+        logger.remove(handler)
+    assert behind == [0, 10, 15, 0, 31]
+    assert [line.split(";")[0].strip() for line in said] == [
+        "the clock of this machine was set back: it is 10 s behind the newest record",
+        "the clock of this machine has caught up with the newest record",
+        "the clock of this machine was set back: it is 31 s behind the newest record",
+    ]
 
 
 def test_the_system_clock_counts_microseconds() -> None:
