@@ -1,8 +1,9 @@
-"""Stopping: the service ends at once and in order, whoever is still listening."""
+"""Stopping: the service ends at once and in order, whoever is still listening, and goes on where it was."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,3 +75,18 @@ def test_what_was_accepted_last_is_found_after_a_stop(own: ServiceProcess) -> No
     assert own.stop() == 0
     own.start()
     own.wait("all records", lambda: own.count("record") == 500)
+
+
+def test_a_lost_journal_costs_no_record_that_comes_after_it(tmp_path: Path) -> None:
+    with running(tmp_path) as service:
+        service.use(service.make_key())
+        service.ingest({"message": f"before {number}"} for number in range(20))
+        service.wait("the records", lambda: service.count("before") == 20)
+        service.kill()
+        shutil.rmtree(service.data_dir / "journal")
+        (service.data_dir / "indexer.checkpoint").unlink(missing_ok=True)
+        service.start()
+        service.ingest({"message": f"after {number}"} for number in range(10))
+        service.wait("the new records", lambda: service.count("after") == 10)
+        assert service.count("before") == 20
+        assert "the journal ends at 0: it was lost" in service.log
