@@ -325,6 +325,8 @@ class Indexer:
                     if not self._step():
                         return
                 except Exception as exc:  # noqa: BLE001 - whatever it is, it is shown and tried again
+                    if isinstance(exc, StoreUnavailable):
+                        self._rewind()
                     self._back_off(exc)
         finally:
             with self._changed:
@@ -430,9 +432,7 @@ class Indexer:
         try:
             self._store.flush()
         except Exception:
-            # Nobody knows what a failed commit kept, so all since the last good one is appended again.
-            self._appended_seq = self._checkpoint_seq
-            self._unflushed = _Totals()
+            self._rewind()
             raise
         faults.reach("indexer.after_flush")
         self._store.refresh()
@@ -452,6 +452,11 @@ class Indexer:
         faults.reach("indexer.after_checkpoint")
         self._journal.trim(seq)
         self._recovered()
+
+    def _rewind(self) -> None:
+        """Append all since the last good commit again: nobody knows what a store kept that failed since."""
+        self._appended_seq = self._checkpoint_seq
+        self._unflushed = _Totals()
 
     def _run_calls(self) -> None:
         now_us = self._clock()

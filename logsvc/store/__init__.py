@@ -175,7 +175,12 @@ class Store(Protocol):
         ...
 
     def append(self, entries: Sequence[Entry]) -> AppendResult:
-        """Take entries in rising ``seq``; idempotent. A raised error means all must be appended again."""
+        """Take entries in rising ``seq``; idempotent.
+
+        Raises:
+            StoreUnavailable: Then all since the last ``flush`` must be appended again: the store may have lost it.
+            Exception: Anything else is about these entries alone, none of which may have been taken.
+        """
         ...
 
     def flush(self) -> None:

@@ -56,6 +56,9 @@ class SqliteStore:
     def append(self, entries: Sequence[Entry]) -> AppendResult:
         self._enter()
         if (exc := self.breaks(entries)) is not None:
+            if isinstance(exc, StoreUnavailable) and self._is_open:
+                self._db.execute("ROLLBACK")  # what was not committed is lost with it, as in a writer that breaks
+                self._is_open = False
             raise exc
         if not self._is_open:
             self._db.execute("BEGIN IMMEDIATE")

@@ -210,6 +210,24 @@ def test_a_store_that_breaks_in_the_middle_of_a_batch_costs_no_record(service: S
     assert list(letters(service.dead_letters.directory)) == []
 
 
+def test_what_was_appended_and_lost_before_its_commit_is_appended_again(service: Service) -> None:
+    # As a disk that fills up under the index: its writer breaks, and forgets what it had taken.
+    failing = [3]
+
+    def breaks(entries: Sequence[Entry]) -> Exception | None:
+        if entries[-1].seq <= 20 or not failing[0]:
+            return None
+        failing[0] -= 1
+        return StoreUnavailable("cannot write: no space left")
+
+    service.store.breaks = breaks
+    service.start(batch_records=10, flush_interval_s=3_600)
+    service.journal.append_sync([record(number) for number in range(40)])
+    assert service.indexer.close(TIMEOUT_S)
+    assert service.store.sequence() == list(range(1, 41))
+    assert service.indexer.status().indexed_total == 40
+
+
 def test_dead_letters_that_cannot_be_written_hold_the_checkpoint(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
