@@ -184,7 +184,7 @@ def search(
     """Find records, the newest first.
 
     Words and "phrases" search messages and errors; `field:value`, `field:*`, `prefix*`,
-    `field:>=10`, `field:[a TO b]`, AND, OR, NOT and parentheses narrow down.
+    `field:>=10`, `field:[a TO b]`, `/regex/` for a word or `field:/regex/`, AND, OR, NOT and parentheses narrow down.
 
     Examples: `logsvc search 'timeout AND NOT service:web' --from now-1h` ·
     `logsvc search 'task:"billing.charge" level:>=error' -o json`

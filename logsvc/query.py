@@ -6,21 +6,24 @@ backend's leniency can leak into the API.
 
 Grammar, tightest first::
 
-    primary  = "(" query ")" | field ":" value | word | "phrase" | prefix* | "*"
-    value    = word | "phrase" | prefix* | "*" | (">" | ">=" | "<" | "<=") word
+    primary  = "(" query ")" | field ":" value | word | "phrase" | prefix* | /regex/ | "*"
+    value    = word | "phrase" | prefix* | /regex/ | "*" | (">" | ">=" | "<" | "<=") word
              | "[" low TO high "]" | "{" low TO high "}" | "(" value OR value … ")"
     unary    = ("NOT" | "-") unary | primary
     and      = unary (["AND"] unary)*        words side by side mean AND
     query    = and ("OR" and)*
 
-A backslash takes the next character literally. What stands before a colon is a field only if it
+A backslash takes the next character literally; within ``/regex/`` it stands before a slash or a space, and
+before what regex.py says. A regex matches one whole word of a text in any case, or one whole value of a
+keyword in its case; ``/a/b/``, in which a word goes on after the second slash, is text. What stands before a colon is a field only if it
 looks like one, so ``http://x``, ``12:30`` and ``std::fs`` are words; so is ``Error:`` at the end
 of a word unless there is a field of that name. Some fields have forms of their own:
 
 - dates: RFC 3339, ``now-15m``, or a whole day (``@timestamp:2026-11-22``);
 - ``event.duration``: nanoseconds, or with a unit (``>1.5s``); ``duration_ms`` and ``duration_s`` mean it too;
 - enumerations in any case (``level:WARNING``), and ``level:>=warn`` compares severities;
-- ``error.type:X`` means its words, as on text; ``error.type:["X" TO "X"]`` is exactly ``X``;
+- ``error.type:X`` means its words, as on text; ``error.type:["X" TO "X"]`` is exactly ``X``, and a regex
+  that names a character of no word, such as a dot after a backslash, is for the whole type;
 - labels are exact strings: a value, a ``prefix*`` or ``*``.
 
 Words: text in NFC is cut into runs of letters, digits and underscore (``tokenize``), lower-cased
@@ -49,6 +52,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import NoReturn
 
+from logsvc import regex
 from logsvc.errors import BadInput, QuerySyntaxError
 from logsvc.fields import ALIASES, FIELDS, LEVELS, MAX_TOKEN_CHARS, WORD_FIELDS, Field, FieldType, resolve
 from logsvc.timestamps import format_us, parse_time
@@ -56,6 +60,7 @@ from logsvc.timestamps import format_us, parse_time
 MAX_QUERY_BYTES = 4096
 MAX_DEPTH = 50
 MAX_CLAUSES = 500
+MAX_PATTERNS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,15 @@ class Prefix:
 
     field: str
     value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Some whole word of one of the text ``fields`` matches ``pattern``; else some whole value of the one keyword."""
+
+    fields: tuple[str, ...]
+    pattern: regex.Pattern
+    is_of_words: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +149,7 @@ class Not:
     child: Node
 
 
-Node = MatchAll | Words | Term | Prefix | Exists | Range | And | Or | Not
+Node = MatchAll | Words | Term | Prefix | Match | Exists | Range | And | Or | Not
 
 
 # Words.
@@ -186,6 +200,7 @@ def _is_odd(character: str) -> bool:
 _FIELD = re.compile(r"[^\W\d][\w.\-]*|@timestamp")
 _BARE_END = re.compile(r'[\s()"]')
 _NEGATION = re.compile(r"-[^\s)]")
+_PATTERN = re.compile(r"/((?:[^/\\\s]|\\.)+)/", re.DOTALL)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DAY_US = 86_400_000_000
 _LONG_MIN, _LONG_MAX = -(2**63), 2**63 - 1
@@ -243,6 +258,7 @@ class _Parser:
         self.at = 0
         self.depth = 0
         self.clauses = 0
+        self.patterns = 0
 
     def parse(self) -> Node:
         self._skip_space()
@@ -310,6 +326,8 @@ class _Parser:
             return self._field(field_name, start)
         if self.text.startswith('":', start - 1) and start:
             self._fail("a field's name is not quoted", start, r"write name:value, and a space in a label's key as \ ")
+        if (found := self._take_pattern()) is not None:
+            return Match(WORD_FIELDS, self._word_pattern(found), is_of_words=True)
         return self._words(WORD_FIELDS, self._lexeme())
 
     def _parenthesised(self, start: int) -> Node:
@@ -329,8 +347,6 @@ class _Parser:
     def _words(self, fields: tuple[str, ...], word: _Lexeme) -> Node:
         if word.is_star:
             return MatchAll()
-        if not word.is_quoted and len(word.text) > 2 and word.text[0] == "/" and word.text[-1] == "/":
-            self._fail("/…/ is kept for regular expressions, which are not supported", word.position, _quote_it(word))
         tokens = tuple(tokenize(word.text))
         if not tokens:
             hint = {"&&": "write AND", "||": "write OR", "!": "write NOT"}.get(word.text)
@@ -369,6 +385,8 @@ class _Parser:
             return self._comparison(scope)
         if self.text[start] in "[{":
             return self._interval(scope)
+        if (found := self._take_pattern()) is not None:
+            return self._match(scope.field, found)
         value = self._lexeme()
         if value.is_star:
             return Exists(scope.field.name)
@@ -421,6 +439,51 @@ class _Parser:
                 f"write a range, such as {field.name}:>={_EXAMPLES[field.type]}",
             )
         return Prefix(field.name, _keyword(fold(value.text) if field.values else value.text))
+
+    # Patterns
+
+    def _take_pattern(self) -> _Lexeme | None:
+        """Take ``/regex/`` if that stands here: no space in it, and after it the word is over."""
+        found = _PATTERN.match(self.text, self.at)
+        if found is None or not _ends_word(self.text, found.end()):
+            return None
+        self.patterns += 1
+        if self.patterns > MAX_PATTERNS:
+            self._fail(f"more than {MAX_PATTERNS} regular expressions", self.at, "take them together: /(a|b)/")
+        pattern = _Lexeme(found[1], self.at + 1, False)
+        self.at = found.end()
+        return pattern
+
+    def _match(self, field: Field, found: _Lexeme) -> Node:
+        if field.type not in (FieldType.TEXT, FieldType.KEYWORD, FieldType.KEYWORD_TEXT):
+            is_label = field.type is FieldType.LABELS
+            what = "an exact string: it takes a value, a prefix* or *" if is_label else f"a {field.type.value}"
+            self._fail(f"{field.name} is {what}, and no regular expression", found.position - 1, _quote_it(found, "/"))
+        if field.type is FieldType.TEXT:
+            return Match((field.name,), self._word_pattern(found), is_of_words=True)
+        pattern = self._pattern(found, fold if field.values else str)
+        if field.type is FieldType.KEYWORD_TEXT and _is_of_words(pattern):
+            return Match((field.name,), self._word_pattern(found), is_of_words=True)
+        return Match((field.name,), pattern, is_of_words=False)
+
+    def _word_pattern(self, found: _Lexeme) -> regex.Pattern:
+        pattern = self._pattern(found, fold)
+        if not _is_of_words(pattern):
+            self._fail(
+                f"/{found.text}/ matches no word: a word has only letters, digits and _",
+                found.position - 1,
+                "write one pattern for each word, with AND between them",
+            )
+        return pattern
+
+    def _pattern(self, found: _Lexeme, fold: Callable[[str], str]) -> regex.Pattern:
+        text = _nfc(found.text)
+        try:
+            return regex.parse(text, fold)
+        except regex.PatternError as exc:
+            self._fail(str(exc), found.position + (exc.position if text == found.text else 0), exc.hint, exc)
+
+    # Comparisons
 
     def _comparison(self, scope: _Scope) -> Node:
         start = self.at
@@ -706,8 +769,12 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _quote_it(word: _Lexeme) -> str:
-    return f"to search for the text, write {_quoted(word.text)}"
+def _quote_it(word: _Lexeme, around: str = "") -> str:
+    return f"to search for the text, write {_quoted(around + word.text + around)}"
+
+
+def _is_of_words(pattern: regex.Pattern) -> bool:
+    return all(map(_TOKEN.fullmatch, regex.literals(pattern)))
 
 
 # Rendering.
@@ -732,6 +799,8 @@ def render(node: Node) -> str:
             return f"{_render_name(field)}:{_render_value(field, value)}"
         case Prefix(field, value):
             return f"{_render_name(field)}:{_escaped(value)}*"
+        case Match(fields, pattern):
+            return _render_alternatives(fields, f"/{regex.render(pattern)}/")
         case Exists(field):
             return f"{_render_name(field)}:*"
         case Range(field, low, high, includes_low, includes_high):
@@ -750,9 +819,13 @@ def render(node: Node) -> str:
 def _render_words(node: Words) -> str:
     text = " ".join(node.tokens)
     word = f"{text}*" if node.is_prefix else text if len(node.tokens) == 1 else f'"{text}"'
-    if node.fields == WORD_FIELDS:
+    return _render_alternatives(node.fields, word)
+
+
+def _render_alternatives(fields: tuple[str, ...], word: str) -> str:
+    if fields == WORD_FIELDS:
         return word
-    alternatives = [f"{field}:{word}" for field in node.fields]
+    alternatives = [f"{field}:{word}" for field in fields]
     return alternatives[0] if len(alternatives) == 1 else f"({' OR '.join(alternatives)})"
 
 

@@ -17,7 +17,7 @@ from logsvc.timestamps import Clock, parse_time
 Q = Annotated[
     str,
     Query(
-        description='Words, "phrases", field:value, field:*, prefix*, field:>=10, [a TO b], AND OR NOT, parentheses. '
+        description='Words, "phrases", field:value, field:*, prefix*, /regex/, field:>=10, [a TO b], AND OR NOT, parentheses. '
         "Empty finds everything.",
         examples=['level:>=error task:"billing.charge"', "timeout AND NOT service:web"],
     ),

@@ -43,9 +43,10 @@ from elastic_transport import ConnectionTimeout, Serializer, Transport, Transpor
 from elastic_transport.client_utils import url_to_node_config
 from loguru import logger
 
+from logsvc import regex
 from logsvc.errors import LogsvcError, QueryTooExpensive, SchemaMismatch, SettingsError, StoreUnavailable
 from logsvc.fields import ECS_VERSION, FIELDS, LEVELS, MAX_TOKEN_CHARS, SCHEMA_VERSION, FieldType, resolve
-from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, indexable
+from logsvc.query import And, Exists, Match, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, indexable
 from logsvc.records import Entry
 from logsvc.store import (
     EXACT_TOTAL,
@@ -230,6 +231,10 @@ def compile_query(node: Node, depth: int = 0) -> Json:
             return {"term": {name: {"value": value}}}
         case Prefix(name, value):
             return {"prefix": {name: {"value": value}}}
+        case Match(fields, pattern, is_of_words):
+            # "NONE": no operators but those that are written here.
+            asked = {"value": regex.write(pattern, _literal), "flags": "NONE"}
+            return _any_of([{"regexp": {_words_field(name) if is_of_words else name: asked}} for name in fields])
         case Exists(name):
             return _exists(name)
         case Range():
@@ -251,6 +256,11 @@ def _type_of(name: str) -> FieldType:
 
 def _any_of(queries: list[Json]) -> Json:
     return queries[0] if len(queries) == 1 else {"bool": {"should": queries, "minimum_should_match": 1}}
+
+
+def _literal(character: str) -> str:
+    # A letter or a digit after a backslash may be an operator.
+    return character if character.isalnum() else f"\\{character}"
 
 
 def _words_field(name: str) -> str:
@@ -463,7 +473,14 @@ _PERMANENT = frozenset(
 )
 """Why a document will never be taken. Anything else may pass: full disks, closed indices, too many shards."""
 
-_TOO_EXPENSIVE = ("too_many_buckets", "too_many_clauses", "too_many_nested_clauses", "search_timeout", "Time exceeded")
+_TOO_EXPENSIVE = (
+    "too_complex_to_determinize",
+    "too_many_buckets",
+    "too_many_clauses",
+    "too_many_nested_clauses",
+    "search_timeout",
+    "Time exceeded",
+)
 
 
 class _Verbatim(Serializer):

@@ -43,6 +43,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,10 @@ import msgspec
 import tantivy
 from tantivy import Occur, Query
 
-from logsvc import durable, faults
+from logsvc import durable, faults, regex
 from logsvc.errors import BadInput, QueryTooExpensive, SchemaMismatch, StoreUnavailable
 from logsvc.fields import FIELDS, LEVELS, MAX_TOKEN_CHARS, FieldType, resolve
-from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, tokenize
+from logsvc.query import And, Exists, Match, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, tokenize
 from logsvc.records import Entry, stored_id
 from logsvc.store import (
     EXACT_TOTAL,
@@ -311,6 +312,8 @@ class _Compiler:
                 return Query.term_query(self._schema, *_term(field, value))
             case Prefix(field, value):
                 return self._prefix(*_term(field, value))
+            case Match(fields, pattern, is_of_words):
+                return _any([_pattern(_text_field(f) if is_of_words else f, pattern) for f in fields])
             case Exists(field):
                 return self._exists(field)
             case Range(field, low, high, includes_low, includes_high):
@@ -375,6 +378,15 @@ class _Compiler:
                 f"{field} has more than {MAX_LISTED_TERMS} different values to compare; give both bounds, closer together"
             )
         return [term for term, _ in terms]
+
+
+@lru_cache(64)
+def _pattern(field: str, pattern: regex.Pattern) -> Query:
+    """Return the query for whole terms that match; kept, for an odd pattern may take tenths of a second."""
+    try:
+        return Query.regex_query(_schema(), field, regex.write(pattern, _regex_literal, "(?s:.)"))
+    except ValueError as exc:
+        raise QueryTooExpensive(f"/{regex.render(pattern)}/ has too many ways to match; take it apart with OR") from exc
 
 
 def _any(queries: list[Query]) -> Query:

@@ -1,18 +1,20 @@
 """Oracle: the query tree evaluated over plain records, the slow and obvious way.
 
-What a store must find. It shares with the stores only ``tokenize`` and the table of fields.
+What a store must find. It shares with the stores only ``tokenize``, ``regex`` and the table of fields.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
+from logsvc import regex
 from logsvc.fields import LEVELS, MAX_TOKEN_CHARS, FieldType, resolve
-from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, tokenize
+from logsvc.query import And, Exists, Match, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, tokenize
 from logsvc.records import Entry
 from logsvc.store import Dimension, Span, WindowCount
 from logsvc.timestamps import parse_rfc3339
@@ -66,6 +68,10 @@ def matches(node: Node, stored: Stored) -> bool:
             return _comparable(value) in stored.values(field)
         case Prefix(field, value):
             return any(found.startswith(value.encode()) for found in stored.values(field))
+        case Match(fields, pattern, is_of_words):
+            compiled = re.compile(regex.write(pattern, re.escape), re.DOTALL)
+            of = stored.tokens if is_of_words else lambda field: [value.decode() for value in stored.values(field)]
+            return any(compiled.fullmatch(text) for field in fields for text in of(field))
         case Exists(field):
             found = resolve(field)
             if found is not None and found.type is FieldType.TEXT:

@@ -51,14 +51,16 @@ FIELDS: dict[FieldType, tuple[str, ...]] = {
 }
 
 _ORDERED = (FieldType.KEYWORD_TEXT, FieldType.KEYWORD, FieldType.LONG, FieldType.DATE)
+_MATCHED = (FieldType.TEXT, FieldType.KEYWORD_TEXT, FieldType.KEYWORD)
 _PREFIXED = (FieldType.TEXT, FieldType.KEYWORD_TEXT, FieldType.KEYWORD, FieldType.LABELS)
 
 CASES: tuple[tuple[str, FieldType | None], ...] = (
     ("all", None),
-    *[(form, None) for form in ("word", '"phrase"', "prefix*", "long token")],
+    *[(form, None) for form in ("word", '"phrase"', "prefix*", "/regex/", "long token")],
     *[("field:value", kind) for kind in FIELDS],
     *[('field:"value"', kind) for kind in FIELDS],
     *[("field:prefix*", kind) for kind in _PREFIXED],
+    *[("field:/regex/", kind) for kind in _MATCHED],
     *[("field:*", kind) for kind in FIELDS],
     *[("field:>value", kind) for kind in _ORDERED],
     *[("field:[a TO b]", kind) for kind in _ORDERED],
@@ -279,6 +281,8 @@ class Generator:
             case "field:prefix*":
                 value = self._value(name)
                 return f"{typed}:{_bare(value[: rng.randrange(1, len(value) + 1)] if value else 'a')}*"
+            case "field:/regex/":
+                return f"{typed}:{self._pattern(self._value(name))}"
             case "field:*":
                 return f"{typed}:*"
             case "field:>value":
@@ -323,6 +327,30 @@ class Generator:
         value = stored.source[name]
         return self._nearly(rng.choice(value) if isinstance(value, list) else value, 0.1)
 
+    def _pattern(self, text: str) -> str:
+        """Return a regex that matches ``text``, or nearly."""
+        rng = self.rng
+        text = text[:60]
+        parts = []
+        for character in text:
+            literal = character if character.isalnum() else f"\\{character}"
+            other = rng.choice("ab0é")
+            number = ord(character)
+            near = (
+                f"[{literal}-{chr(number + 3)}]" if character.isalnum() and number < 0xD000 else f"[{literal}{other}]"
+            )
+            parts.append(
+                rng.choice(
+                    (
+                        *[literal] * 10, ".", f"[^{other}]", near, f"{literal}+", f"{literal}{{1,3}}", f"({literal}|{other})",
+                        f"({other}{literal})?{literal}", rf"[\w\s{literal}]", r"\S", f"{other}*{literal}",
+                    )
+                )
+            )  # fmt: skip
+        cut = rng.randrange(len(parts) + 1)
+        shapes = ("".join(parts), "".join(parts[:cut]) + ".*", ".*" + "".join(parts[cut:]), "|".join(("x", *parts)))
+        return f"/{rng.choice(shapes)}/"
+
     def _nearly(self, text: str, chance: float) -> str:
         rng = self.rng
         if rng.random() >= chance:
@@ -348,6 +376,7 @@ _FREE: dict[str, Callable[[Generator], str]] = {
     "word": lambda generator: _bare(generator._words_of_some_record(1)),
     '"phrase"': lambda generator: _quoted(generator._words_of_some_record(3)),
     "prefix*": _prefix,
+    "/regex/": lambda generator: generator._pattern(generator._words_of_some_record(1)),
 }
 
 

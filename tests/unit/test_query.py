@@ -11,14 +11,17 @@ import tantivy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from logsvc import regex
 from logsvc.errors import QuerySyntaxError
 from logsvc.fields import FIELDS, MAX_TOKEN_CHARS, WORD_FIELDS, FieldType
 from logsvc.query import (
     MAX_CLAUSES,
     MAX_DEPTH,
+    MAX_PATTERNS,
     MAX_QUERY_BYTES,
     And,
     Exists,
+    Match,
     MatchAll,
     Node,
     Not,
@@ -146,7 +149,21 @@ def test_a_query_parses_to_its_tree_and_back(text: str, tree: Node) -> None:
         ("*foo", 0, "may only end a word"),
         ("f*o", 1, "may only end a word"),
         ("no-such*", 0, "not one word"),
-        ("/ab+c/", 0, "regular expressions"),
+        ("/a(b/", 2, '"(" without ")"'),
+        ("x /ab**/", 6, "repeated twice"),
+        ("/a{9}{9}/", 5, "repeated twice"),
+        ("/^a/", 1, "whole word"),
+        ("/a{101}/", 2, "from 1 to 100"),
+        ("/(a{50}){50}/", 1, "too many ways"),
+        ("/(a|b)*a(a|b){9}/", 1, "too many ways"),
+        (f"/{'a' * 301}/", 1, "at most 300"),
+        ("/a|/", 3, "nothing to match"),
+        (r"/\b/", 1, "means nothing"),
+        ("/[z-a]/", 2, "rises"),
+        (r"message:/a\.b/", 8, "matches no word"),
+        ("labels.x:/a/", 9, "exact string"),
+        ("pid:/1+/", 4, "no regular expression"),
+        ("/a/ /b/ /c/ /d/ /e/", 16, "more than 4 regular"),
         ("service: x", 8, "has no value"),
         ("labels.x:>3", 9, "exact string"),
         ("labels.x:[1 TO 2]", 9, "exact string"),
@@ -178,6 +195,26 @@ def test_an_error_points_at_its_column_and_helps(text: str, position: int, says:
     assert says in f"{caught.value} {caught.value.hint}"
 
 
+def test_a_regex_matches_a_whole_word_in_any_case_or_a_whole_value_in_its_case() -> None:
+    def pattern(text: str) -> str:
+        (found,) = [node] if isinstance(node := parse(text, T0), Match) else []
+        return ("words " if found.is_of_words else "value ") + regex.render(found.pattern)
+
+    assert pattern("/Time[A-Z]ut.*/") == "words time[a-z]ut.*"
+    assert pattern("error.type:/Time.*/") == "words time.*"
+    assert pattern(r"error.type:/psycopg\.Time.*/") == r"value psycopg\.Time.*"
+    assert pattern(r"url.path:/\/API\/v\d+\ x/") == r"value \/API\/v[0-9]+\ x"
+    assert pattern("level:/WARN|err.*/") == "value warn|err.*"
+    assert parse("/var/log/ x", T0) == parse('"var log" x', T0)  # a path is text
+    assert parse("-/a+/ OR message:(/b/ OR c)", T0) == Or(
+        (
+            Not(Match(WORD_FIELDS, regex.parse("a+"), True)),
+            Match(("message",), regex.parse("b"), True),
+            Words(("message",), ("c",)),
+        )
+    )
+
+
 def test_bounds_are_errors_not_crashes() -> None:
     for text in (
         "a" * (MAX_QUERY_BYTES + 1),
@@ -200,7 +237,7 @@ _SYNTAX = st.lists(
     st.sampled_from(
         ["a", "foo", "é", "level:", "pid:", "labels.x:", "time:", "error.type:", "message:", "service:", "AND", "OR",
          "NOT", "-", "(", ")", '"', "*", ">=", "<", "[", "]", "{", "}", "TO", " ", "  ", "\\", ":", "/", "warn", "12",
-         "1.5s", "2026-11-22", "now-1h", "東京", "İ", "x*", "\x00"]
+         "1.5s", "2026-11-22", "now-1h", "東京", "İ", "x*", "\x00", "/", "/a.*[b-d]{2}/", "(c|d)?", "\\d+"]
     ) | _TEXT,
     max_size=12,
 ).map("".join)  # fmt: skip
@@ -227,6 +264,9 @@ def _leaves(draw: st.DrawFn) -> Node:
     kind = draw(st.sampled_from(["word", "keyword", "label", "long", "date", "text"]))
     if kind in ("word", "text"):
         fields = WORD_FIELDS if kind == "word" else (draw(st.sampled_from(WORD_FIELDS)),)
+        if draw(st.booleans()):
+            text = draw(st.sampled_from(["a+", "(ab|c{2,})*d?", r"[^a-c\-é].\w{3}"]))
+            return Match(fields, regex.parse(text, fold), is_of_words=True)
         tokens = draw(words)
         return Words(fields, tokens[:1], True) if draw(st.booleans()) else Words(fields, tokens)
     if kind == "keyword":
@@ -277,7 +317,7 @@ def test_a_condition_said_twice_is_searched_once() -> None:
 @settings(max_examples=500)
 def test_every_tree_survives_rendering(tree: Node) -> None:
     text = render(tree)
-    if len(text.encode()) <= MAX_QUERY_BYTES:
+    if len(text.encode()) <= MAX_QUERY_BYTES and str(tree).count("Match(") <= MAX_PATTERNS:
         assert parse(text, T0) == tree
 
 
