@@ -5,10 +5,12 @@ nothing remembered, so every replica and every replay agrees, and an id means th
 (``v1:``; a change of the rules is a new version).
 
 What is masked: times, UUIDs, addresses, quoted values, URLs, paths, hex of eight digits and more,
-numbers with or without unit, and every other word that holds a digit. Words stay, also
+numbers with or without unit, and every other word that holds a digit (but not what dots lead to it,
+as in ``depth.......1``). Words stay, also
 ``snake_case`` ones: ``no column named ai_model`` and ``no column named region`` are two templates.
 Quoted values do not stay, even when they look like identifiers: a known error with a new customer's
 name in quotes must not look new, and errors that name a column in quotes differ by type and words.
+The request line of an access log does stay, with its path masked.
 
 A record with an exception takes the exception's type and masked message into its template; that is
 the error as people read it. ``error_fingerprint`` is about the place: type and in-app frames
@@ -37,14 +39,24 @@ _MAX_FRAMES = 32
 _ZEROS = bytes(0x30 if 0x30 <= byte <= 0x39 else byte for byte in range(256))
 """All digits to 0: the shape of a message."""
 
-_QUOTED = re.compile(r"""(?<!\w)(?:"[^"\n]{0,512}"|'[^'\n]{0,512}'|`[^`\n]{0,512}`)(?!\w)""", re.ASCII)
+# The request of an access log is quoted, but no value: GET and DELETE are two templates.
+_QUOTED = re.compile(
+    r"""(?<!\w)(?:("(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS)\ /[^"\n]{0,512}")"""
+    r"""|"[^"\n]{0,512}"|'[^'\n]{0,512}'|`[^`\n]{0,512}`)(?!\w)""",
+    re.ASCII,
+)
+
+
+def _unless_request(match: re.Match[str]) -> str:
+    return match[1] or "<str>"
+
 
 # Within one word: the first alternative that fits wins. Each starts at a border or at a character of
 # its own, and nothing is repeated within a repetition, so it stays linear.
 _VARIABLE = re.compile(
     r"""
       (?P<time> (?<!\w) \d{4}-\d\d-\d\d (?:T\d\d:\d\d (?::\d\d(?:[.,]\d+)?)? (?:Z|[+-]\d\d:?\d\d)?)? (?!\w)
-              | (?<!\w) (?:\d{1,2}/[A-Z][a-z]{2}/\d{4}:)? \d{1,2}:\d\d:\d\d (?:[.,]\d+)? (?:Z|[+-]\d\d:?\d\d)? (?!\w) )
+              | (?<![\w:]) (?:\d{1,2}/[A-Z][a-z]{2}/\d{4}:)? \d{1,2}:\d\d:\d\d (?:[.,]\d+)? (?:Z|[+-]\d\d:?\d\d)? (?!:?\w) )
     | (?P<uuid> (?<!\w) [0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12} (?!\w) )
     | (?P<ip> (?<![\w.]) \d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3} (?:/\d{1,2}|:\d{1,5})? (?![\w.]*\w)
             | (?<![\w:]) (?=[0-9a-fA-F]*:[0-9a-fA-F]*:) [0-9a-fA-F:]{3,39} (?:%\w{1,16})? (?![\w:]) )
@@ -54,7 +66,7 @@ _VARIABLE = re.compile(
     | (?P<num> (?<![\w.]) [-+]?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?
                (?: % | (?:ns|us|µs|ms|s|m|h|d|[kKMGT]i?B|B|k|M)(?!\w) )? (?![\w-]|[.,]\d) )
     | (?P<class> (?<![\w.]) [A-Za-z_]\w* (?:\.[A-Za-z_]\w*)* \.[A-Z][a-z]+[A-Za-z]* (?![\w.]*\w) )
-    | (?P<id> (?<![\w.+-]) [\w.+-]*\d [\w.+-]* )
+    | (?P<id> (?<![\w.+-]) (?![\w+-]*\.\.\.) [\w.+-]*\d [\w.+-]* )
     | (?P<digits> \d+ )
     """,
     re.VERBOSE | re.ASCII,
@@ -112,7 +124,7 @@ def _template(shaped: bytes) -> tuple[str, str, str]:
     """Return id, text cut to its bound, and whole text of the template of a shape."""
     text = shaped.decode("utf-8", "ignore")
     if '"' in text or "'" in text or "`" in text:
-        text = _QUOTED.sub("<str>", text)
+        text = _QUOTED.sub(_unless_request, text)
     # Word by word: most are plain, and words repeat far more often than messages do.
     words = [word if len(word) < 8 and word.isalpha() else _mask_word(word) for word in text.split()]
     whole = " ".join(words)
