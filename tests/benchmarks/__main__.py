@@ -18,7 +18,7 @@ import httpx
 from logsvc import terminal
 from tests.support import elasticsearch
 
-PLAIN = ("logging_call", "agent", "ingest_cpu", "journal_cpu", "embedded_store", "detection")
+PLAIN = ("logging_call", "agent", "ingest_cpu", "journal_cpu", "embedded_store", "detection", "templates")
 WITH_SERVER = ("elastic_store", "http_elasticsearch")
 ALL = (*PLAIN, "http_embedded", *WITH_SERVER)
 
