@@ -37,6 +37,8 @@ from logsvc import journal as journals
 from logsvc.api import create_api
 from logsvc.api.connections import HttpProtocol
 from logsvc.api.services import Services
+from logsvc.canary import CHANNEL, Canary, CanaryNotifier, DeadMansSwitch, ServiceCourse
+from logsvc.canary import FILE as CANARY_FILE
 from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.deadletters import DeadLetters
 from logsvc.detection import Detection
@@ -44,8 +46,9 @@ from logsvc.errors import LogsvcError, SchemaMismatch, SettingsError, StoreUnava
 from logsvc.indexer import CHECKPOINT, Indexer, Pipeline
 from logsvc.ingest import Ingest
 from logsvc.journal import Journal
-from logsvc.keys import Keys
+from logsvc.keys import Keys, Scope
 from logsvc.lock import DataDirectoryLock
+from logsvc.names import SHADOW_TENANT
 from logsvc.notifiers import make_notifiers
 from logsvc.outbox import Outbox
 from logsvc.settings import Settings
@@ -158,7 +161,11 @@ class Service:
         settings, stack = self._settings, self._stack
         telemetry = Telemetry()
         notifiers = make_notifiers(settings.notify, system_clock)
-        state = open_state(settings.state.url, channels=[notifier.name for notifier in notifiers])
+        state = open_state(
+            settings.state.url,
+            channels=[notifier.name for notifier in notifiers],
+            own_channels={SHADOW_TENANT: CHANNEL},
+        )
         stack.callback(state.close)
         keys = Keys(state, system_clock, settings.quota.default)
         store = open_store(settings)
@@ -186,9 +193,10 @@ class Service:
         stack.callback(replayer.close)
         telemetry.watch("clock_behind_seconds", lambda: clock.behind_us / US_PER_S)
         pipeline = Pipeline([ingest, replayer], journal, indexer)
+        canary_notifier = CanaryNotifier()
         outbox = Outbox(
             state,
-            notifiers,
+            [*notifiers, canary_notifier],
             clock=system_clock,
             public_url=settings.server.public_url or "",
             on_attempt=lambda channel, outcome: telemetry.count("outbox_deliveries_total", channel, outcome),
@@ -218,6 +226,7 @@ class Service:
         expiry = _Expiry(store, settings.retention.records)
         indexer.every(RETENTION_EVERY, expiry, "retention")
         self._watch(services, detection, expiry)
+        self._prove(services, detection, outbox, canary_notifier)
 
         @asynccontextmanager
         async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
@@ -232,6 +241,56 @@ class Service:
         api = create_api(services, lifespan)
         api.add_middleware(RequestMetrics, telemetry=telemetry)
         return api
+
+    def _prove(self, services: Services, detection: Detection, outbox: Outbox, notifier: CanaryNotifier) -> None:
+        """Start what proves that errors become alerts, and what tells others so."""
+        settings, stack = self._settings, self._stack
+        canary: Canary | None = None
+        if settings.canary.every:
+            course = ServiceCourse(
+                settings.own_url,
+                services.keys.lend(SHADOW_TENANT, Scope.INGEST),
+                store=services.store,
+                indexer=services.indexer,
+                state=services.state,
+                forget=detection.forget,
+                notifier=notifier,
+                detection=settings.detection,
+                clock=system_clock,
+            )
+            stack.callback(course.close)
+            canary = Canary(
+                course,
+                services.state,
+                settings.data_dir / CANARY_FILE,
+                settings.tenant,
+                settings.canary,
+                clock=system_clock,
+                on_change=outbox.wake,
+            )
+            for name, read in canary.metrics().items():
+                services.telemetry.watch(name, read)
+            stack.callback(canary.close)
+            canary.open()
+        if settings.canary.switch_url is None:
+            return
+
+        def why_not_well() -> list[str]:
+            reasons = services.why_not_ready()
+            if detection.is_blind:
+                reasons.append("detection is blind")
+            if canary is not None and (reason := canary.why_not_well()) is not None:
+                reasons.append(reason)
+            return reasons
+
+        switch = DeadMansSwitch(
+            settings.canary.switch_url,
+            settings.canary.switch_every,
+            why_not_well,
+            on_call=lambda outcome: services.telemetry.count("logsvc_dead_mans_switch_calls_total", outcome),
+        )
+        stack.callback(switch.close)
+        switch.open()
 
     def _check_store(self, store: Store) -> bool:
         """Compare the store's mapping; return whether it answered."""

@@ -50,6 +50,7 @@ from detectors.explain import error_line, names, sentence, title
 from detectors.incidents import Change, Facts, Incident, Incidents
 from logsvc.backtest import History
 from logsvc.errors import BadInput, LogsvcError, QueryTooExpensive, StoreUnavailable
+from logsvc.names import SHADOW_TENANT
 from logsvc.query import And, Exists, Node, Not, Range, Term, parse
 from logsvc.records import flatten
 from logsvc.settings import DetectionSettings
@@ -148,6 +149,7 @@ class Detection:
         self._grid = Grid(_us(settings.window), _us(settings.grace))
         self._worker = _Worker()
         self._sessions: dict[str, _Session] = {}
+        self._forgotten: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="detection", daemon=True)
         self._woken = threading.Event()
         self._closing = threading.Event()
@@ -181,6 +183,15 @@ class Detection:
     def wake(self) -> None:
         """Look at the clock now rather than at the next tick."""
         self._woken.set()
+
+    def forget(self, tenant: str) -> None:
+        """Begin anew with a tenant at the next turn, as if it had just come; its state is the caller's to remove."""
+        self._forgotten.add(tenant)
+
+    @property
+    def is_blind(self) -> bool:
+        """Return whether windows cannot be judged because records are missing."""
+        return self._is_blind
 
     @property
     def worker_pid(self) -> int | None:
@@ -226,6 +237,8 @@ class Detection:
 
     def _turn(self) -> None:
         """Judge every tenant through the last tick before which all is searchable."""
+        while self._forgotten:
+            self._sessions.pop(self._forgotten.pop(), None)
         now_us = self._clock()
         now_tick = now_us // TICK_US * TICK_US
         if self._done_us is not None and now_tick <= self._done_us:
@@ -362,7 +375,7 @@ class Detection:
         self._is_blind = True
         logger.error("detection is blind: records accepted since {} are not searchable", format_us(self._complete_us))
         checkpoints = self._state.checkpoints()
-        for tenant in sorted(checkpoints)[:1]:
+        for tenant in sorted(checkpoints.keys() - {SHADOW_TENANT})[:1]:
             ticket = self._self_ticket(tenant, self._complete_us, now_us)
             if self._state.get_ticket(tenant, ticket.id) is None:
                 self._keep_self(tenant, checkpoints[tenant], ticket, "anomaly.opened")

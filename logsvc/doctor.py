@@ -27,6 +27,7 @@ from logsvc.deadletters import letters
 from logsvc.errors import DataDirectoryLocked, LogsvcError, SchemaMismatch
 from logsvc.lock import DataDirectoryLock
 from logsvc.settings import Settings, load
+from logsvc.timestamps import US_PER_S, format_us
 
 MIN_FREE_BYTES = 2 << 30
 MAX_LAG_S = 60.0
@@ -250,6 +251,8 @@ def _service(url: str | None, settings: Settings, holder: str | None) -> Iterato
     text = f"{values.get('indexer_lag_records', 0):.0f} records, {lag:.0f} s behind"
     yield Finding(grade, "indexer", text, advice)
     yield _detection(values, settings)
+    if "logsvc_canary_up" in values:
+        yield _canary(values)
     yield Finding(Grade.OK, "tickets", f"{values.get('tickets_open', 0):.0f} open")
 
 
@@ -264,3 +267,15 @@ def _detection(values: Mapping[str, float], settings: Settings) -> Finding:
     advice = "records are missing or late: look at indexer and store" if is_blind or is_late else ""
     behind = timedelta(seconds=min(round(lag_s), _MAX_SHOWN_S))
     return Finding(grade, "detection", f"{'blind, ' if is_blind else ''}{behind} behind", advice)
+
+
+def _canary(values: Mapping[str, float]) -> Finding:
+    last_s = values.get("logsvc_canary_last_success_timestamp_seconds", 0.0)
+    last = f"last came through at {format_us(round(last_s * US_PER_S))[:19].replace('T', ' ')} UTC" if last_s else ""
+    if values["logsvc_canary_up"] > 0:
+        return Finding(Grade.OK, "canary", last, "")
+    if not last_s:
+        advice = "the first is due minutes after a start; if it stays away, a ticket of the kind self says why"
+        return Finding(Grade.WARNING, "canary", "none yet", advice)
+    advice = "errors do not become alerts in time: the open ticket of the kind self says how far the last one came"
+    return Finding(Grade.WRONG, "canary", last, advice)

@@ -104,7 +104,14 @@ class Keys:
         self._clock = clock
         self._quota = quota
         self._cache: dict[str, _Cached] = {}  # by hash, so that no key stays in memory
+        self._lent: dict[str, Principal] = {}  # by hash
         self._lock = threading.Lock()
+
+    def lend(self, tenant: str, scope: Scope) -> str:
+        """Return a key that is kept nowhere and is good for as long as this object is: the service's own."""
+        key, name = self._new_key(), f"own-{scope.value}"
+        self._lent[_hash(key)] = Principal(name, name, tenant, frozenset([scope]))
+        return key
 
     def create(
         self,
@@ -177,6 +184,8 @@ class Keys:
             return None
         now_us = self._clock()
         digest = _hash(key)
+        if (lent := self._lent.get(digest)) is not None:
+            return lent
         cached = self._cache.get(digest)
         if cached is not None and now_us < cached.until_us:
             return cached.principal
@@ -226,10 +235,14 @@ class Keys:
             raise BadInput("a key needs at least one scope: " + ", ".join(scope.value for scope in Scope))
         if expires_us is not None and expires_us <= now_us:
             raise BadInput(f"the key would expire at {format_us(expires_us)}, which is past; choose a later time")
-        key = "lsk_" + "".join(secrets.choice(_ALPHABET) for _ in range(43))
+        key = self._new_key()
         return key, KeyRow(
             "key_" + secrets.token_hex(6), _hash(key), tenant, name, names, now_us, expires_us=expires_us
         )
+
+    @staticmethod
+    def _new_key() -> str:
+        return "lsk_" + "".join(secrets.choice(_ALPHABET) for _ in range(43))
 
     def _note_use(self, row: KeyRow, now_us: int) -> None:
         if row.last_used_us is not None and now_us - row.last_used_us < _USE_NOTED_EVERY_S * US_PER_S:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import re
 
-TENANT_RULE = "at most 63 of a-z, 0-9, _ and -, beginning with a letter or digit"
+TENANT_RULE = "at most 63 of a-z, 0-9, _ and -, beginning with a letter or digit, and not logsvc-canary"
 KEY_RULE = "32 to 64 of A-Z, a-z, 0-9 and _"
+
+SHADOW_TENANT = "logsvc-canary"
+"""The tenant of the canary (canary.py); nobody else may have its name."""
 
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _KEY = re.compile(r"[A-Za-z0-9_]{32,64}\Z")
@@ -20,7 +23,7 @@ def is_tenant(text: str) -> bool:
     >>> is_tenant("acme-2"), is_tenant("Acme"), is_tenant("")
     (True, False, False)
     """
-    return _TENANT.match(text) is not None
+    return _TENANT.match(text) is not None and text != SHADOW_TENANT
 
 
 def is_key(text: str) -> bool:

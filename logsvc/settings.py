@@ -413,6 +413,34 @@ class NotifySettings(_Part):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class CanarySettings(_Part):
+    """How the service proves to itself that errors become alerts."""
+
+    every: timedelta = _setting(
+        "LOGSVC_CANARY_EVERY",
+        _duration,
+        "1h",
+        "How often a planted burst of errors must become a delivered alert, in a tenant nobody sees; 0s never.",
+    )
+    deadline: timedelta = _setting(
+        "LOGSVC_CANARY_DEADLINE",
+        _duration,
+        "10m",
+        "How long that may take; beyond it a critical ticket about the service itself opens.",
+    )
+    switch_url: str | None = _setting(
+        "LOGSVC_DEAD_MANS_SWITCH_URL",
+        _url,
+        None,
+        "Address that is called (GET) while all is well, and whose receiver raises the alarm when the calls stop.",
+        is_secret=True,
+    )
+    switch_every: timedelta = _setting(
+        "LOGSVC_DEAD_MANS_SWITCH_EVERY", _duration, "1m", "How often that address is called."
+    )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class SecuritySettings(_Part):
     """What guards the listening socket."""
 
@@ -468,6 +496,7 @@ class Settings(_Part):
     detection: DetectionSettings = field(default_factory=DetectionSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     notify: NotifySettings = field(default_factory=NotifySettings)
+    canary: CanarySettings = field(default_factory=CanarySettings)
     security: SecuritySettings = field(default_factory=SecuritySettings)
     log: LogSettings = field(default_factory=LogSettings)
     sources: Mapping[str, str] = field(default_factory=dict)  # variable → where it came from, unless default
@@ -480,6 +509,13 @@ class Settings(_Part):
         if "LOGSVC_PUBLIC_URL" not in self.sources:
             address = f"{address.removesuffix(':0')}:{port}"
         return dataclasses.replace(self, server=dataclasses.replace(self.server, port=port, public_url=address))
+
+    @property
+    def own_url(self) -> str:
+        """The address at which the service reaches itself."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.server.host, self.server.host)  # noqa: S104
+        scheme = "https" if self.security.tls_cert else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.server.port}"
 
     def describe(self) -> Iterator[tuple[Setting, str, str]]:
         """Yield each setting, its value as one may show it, and where it came from."""
@@ -525,6 +561,7 @@ _PARTS: Mapping[str, type[_Part]] = {
     "detection": DetectionSettings,
     "retention": RetentionSettings,
     "notify": NotifySettings,
+    "canary": CanarySettings,
     "security": SecuritySettings,
     "log": LogSettings,
 }
@@ -659,6 +696,18 @@ def _check(settings: Settings) -> Settings:
         raise SettingsError(f"LOGSVC_RETENTION is {format_duration(settings.retention.records)}; expected 1d or more")
     if settings.journal.max_bytes < 2**20:
         raise SettingsError(f"LOGSVC_JOURNAL_MAX_BYTES is {settings.journal.max_bytes}; expected 1MiB or more")
+    least = detection.step + detection.grace + timedelta(seconds=10)
+    if settings.canary.every and settings.canary.deadline < least:
+        raise SettingsError(
+            f"LOGSVC_CANARY_DEADLINE is {format_duration(settings.canary.deadline)}; expected {format_duration(least)} or "
+            "more, since no window is judged sooner"
+        )
+    for name, every in (
+        ("LOGSVC_CANARY_EVERY", settings.canary.every),
+        ("LOGSVC_DEAD_MANS_SWITCH_EVERY", settings.canary.switch_every),
+    ):
+        if timedelta(seconds=1) > every and (every or name != "LOGSVC_CANARY_EVERY"):
+            raise SettingsError(f"{name} is {format_duration(every)}; expected 1s or more")
     if settings.quota.burst < timedelta(seconds=1):
         raise SettingsError(f"LOGSVC_QUOTA_BURST is {format_duration(settings.quota.burst)}; expected 1s or more")
     if (security.tls_cert is None) != (security.tls_key is None):

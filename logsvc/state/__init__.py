@@ -111,12 +111,13 @@ class OutboxRow(NamedTuple):
     attempts: int
 
 
-def open_state(url: str, *, channels: Sequence[str] = ()) -> State:
+def open_state(url: str, *, channels: Sequence[str] = (), own_channels: Mapping[str, str] = {}) -> State:
     """Open the database at ``url``; make it if it is new, migrate it if it is older.
 
     Args:
         url: ``sqlite:////path`` or ``postgresql+psycopg://…``; SQLite's directory is made.
         channels: Notifiers for which ``commit_tick`` writes events to the outbox.
+        own_channels: Tenants that are heard on this one channel alone, which is nobody else's.
 
     Raises:
         SchemaMismatch: If the schema is not this version's.
@@ -129,7 +130,7 @@ def open_state(url: str, *, channels: Sequence[str] = ()) -> State:
         raise SettingsError(f"LOGSVC_DATABASE_URL needs the package {exc.name}; install logsvc[postgres]") from exc
     except sa.exc.ArgumentError as exc:
         raise SettingsError("LOGSVC_DATABASE_URL is no database address; expected sqlite:////path/to/state.db") from exc
-    state = State(engine, channels)
+    state = State(engine, channels, own_channels)
     try:
         with state._writing() as connection:
             prepare(connection)
@@ -188,7 +189,8 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 class State:
     """The state database. Safe to use from several threads; made by ``open_state``."""
 
-    def __init__(self, engine: sa.Engine, channels: Sequence[str] = ()) -> None:
+    def __init__(self, engine: sa.Engine, channels: Sequence[str] = (), own_channels: Mapping[str, str] = {}) -> None:
+        self._own_channels = dict(own_channels)
         self._engine = engine
         self._write_engine = engine.execution_options(**{_WRITES: True})
         self._channels = tuple(channels)
@@ -334,10 +336,10 @@ class State:
         return None if body is None else _decode_ticket(body)
 
     def count_tickets(self, tenant: str | None = None) -> dict[TicketState, int]:
-        """Return how many tickets are in each state, of one tenant or of all."""
+        """Return how many tickets are in each state, of one tenant or of all that share the channels."""
         query = sa.select(t.tickets.c.state, sa.func.count().label("size")).group_by(t.tickets.c.state)
-        if tenant is not None:
-            query = query.where(t.tickets.c.tenant == tenant)
+        mine = t.tickets.c.tenant
+        query = query.where(mine == tenant if tenant is not None else mine.not_in(list(self._own_channels)))
         with self._reading() as db:
             found = {TicketState(row.state): row.size for row in db.execute(query)}
         return {state: found.get(state, 0) for state in TicketState}
@@ -397,19 +399,46 @@ class State:
                 _put_ticket(db, ticket)
             for key, blob in blobs.items():
                 _put(db, t.detector_state, {"tenant": tenant, "key": key}, None if blob is None else blob._asdict())
-            disabled = {row.name: row.reason for row in db.execute(sa.select(t.channels))}
-            for type_, ticket in events:
-                if ticket.is_notified:
-                    self._announce(db, type_, ticket, now_us, disabled)
+            self._announce_all(db, events, now_us)
+
+    def keep_tickets(self, tenant: str, tickets: Iterable[tuple[str, Ticket]], *, now_us: int) -> None:
+        """Keep tickets that are not detection's, each with the type of the event that people hear.
+
+        Raises:
+            ValueError: If a ticket is another tenant's.
+        """
+        events = list(tickets)
+        if any(ticket.tenant != tenant for _, ticket in events):
+            raise ValueError(f"a ticket of another tenant is kept for {tenant!r}")
+        with self._writing() as db:
+            for _, ticket in events:
+                _put_ticket(db, ticket)
+            self._announce_all(db, events, now_us)
+
+    def forget_tenant(self, tenant: str) -> None:
+        """Remove what detection and outbox have of a tenant: tickets, events, checkpoint, memory."""
+        with self._writing() as db:
+            for table in (t.outbox, t.tickets, t.checkpoints, t.detector_state):
+                db.execute(sa.delete(table).where(table.c.tenant == tenant))
 
     # ----------------------------------------------------------------------------------------------- outbox
+
+    def _announce_all(self, db: sa.Connection, events: Iterable[tuple[str, Ticket]], now_us: int) -> None:
+        disabled = {row.name: row.reason for row in db.execute(sa.select(t.channels))}
+        for type_, ticket in events:
+            if ticket.is_notified:
+                self._announce(db, type_, ticket, now_us, disabled)
+
+    def _channels_of(self, tenant: str) -> Sequence[str]:
+        own = self._own_channels.get(tenant)
+        return self._channels if own is None else (own,)
 
     def _announce(
         self, db: sa.Connection, type_: str, ticket: Ticket, now_us: int, disabled: Mapping[str, str]
     ) -> None:
         # The ticket's own time, so that a replay says the same.
         event = {"type": type_, "timestamp": ticket.updated_at, "id": new_event_id(now_us), "data": ticket}
-        for channel in self._channels:
+        for channel in self._channels_of(ticket.tenant):
             _enqueue(db, event, channel, ticket.tenant, ticket.id, now_us, disabled.get(channel))
 
     def deliveries(self, tenant: str, ticket_id: str) -> list[Delivery]:
@@ -477,7 +506,7 @@ class State:
                 },
             }
             disabled = set(db.execute(sa.select(t.channels.c.name)).scalars())
-            for channel in self._channels:
+            for channel in self._channels_of(found.tenant):
                 if channel != found.channel and channel not in disabled:
                     _enqueue(db, event, channel, found.tenant, found.ticket_id, now_us, None)
 

@@ -59,6 +59,19 @@ def test_detection_is_graded_by_its_lag(metrics: str, grade: Grade, monkeypatch:
     assert look_at_metrics(metrics, monkeypatch)["detection"].grade is grade
 
 
+@pytest.mark.parametrize(
+    ("metrics", "grade", "said"),
+    [
+        ("logsvc_canary_up 1\nlogsvc_canary_last_success_timestamp_seconds 1.7e9\n", Grade.OK, "2023-11-14 22:13:20"),
+        ("logsvc_canary_up 0\nlogsvc_canary_last_success_timestamp_seconds 1.7e9\n", Grade.WRONG, "2023-11-14 22:13"),
+        ("logsvc_canary_up 0\nlogsvc_canary_last_success_timestamp_seconds 0\n", Grade.WARNING, "none yet"),
+    ],
+)
+def test_the_last_canary_is_shown(metrics: str, grade: Grade, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = look_at_metrics(metrics, monkeypatch)["canary"]
+    assert (found.grade, said in found.text) == (grade, True)
+
+
 def test_what_answers_but_is_no_service_is_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering({"*": Answer("<h1>hello</h1>", media_type="text/html")}) as url:
         assert "is not logsvc" in look(url)["service"].text
