@@ -85,7 +85,7 @@ _RECENT_BYTES = 32 * MIB
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ROOM_POLL_S = 0.25  # nobody tells us that a disk has room again
-_MIN_BACKLOG_RECORDS = 250_000  # the largest body, and what a reader takes within seconds
+_MIN_BACKLOG_RECORDS = 50_000  # before the reader has shown how fast it is
 _STANDS_STILL_AFTER_S = 15.0
 _MAX_RETRY_AFTER_S = 60
 
