@@ -39,6 +39,7 @@ from logsvc.api.connections import HttpProtocol
 from logsvc.api.services import Services
 from logsvc.canary import CHANNEL, Canary, CanaryNotifier, DeadMansSwitch, ServiceCourse
 from logsvc.canary import FILE as CANARY_FILE
+from logsvc.crew import Crew
 from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.deadletters import DeadLetters
 from logsvc.detection import Detection
@@ -187,7 +188,9 @@ class Service:
         stack.callback(indexer.close)
 
         clock = MonotonicClock(system_clock, journal.last_ingested_us)
-        ingest = Ingest(journal, user_key=_user_key(settings.data_dir), clock=clock, run=asyncio.to_thread)
+        crew = Crew(_user_key(settings.data_dir), _processes(settings.server.ingest_processes))
+        stack.callback(crew.close)
+        ingest = Ingest(journal, clock=clock, run=crew.run, normaliser=crew)
         replayer = replay.Replayer(settings.data_dir / replay.DIRECTORY, journal, dead_letters, clock)
         replayer.start()
         stack.callback(replayer.close)
@@ -361,6 +364,11 @@ class Service:
             started = time.perf_counter()
             await asyncio.sleep(every_s)
             longest.note(max(0.0, time.perf_counter() - started - every_s))
+
+
+def _processes(asked: int | None) -> int:
+    """Return how many processes normalise: a core is left to the index for each."""
+    return min(4, (os.cpu_count() or 1) // 2) if asked is None else asked
 
 
 class _Server(uvicorn.Server):

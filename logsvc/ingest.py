@@ -26,12 +26,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from logsvc.names import SHADOW_TENANT
-from logsvc.normaliser import OTHER_REASON, Item, ItemResult, Normaliser, Origin, Tally
+from logsvc.normaliser import OTHER_REASON, Item, ItemResult, Origin, Tally
 from logsvc.records import Entry
 from logsvc.timestamps import Clock
 from logsvc.turns import Turns
 
-__all__ = ["Appends", "Counters", "Ingest", "Item", "ItemResult", "Runs"]
+__all__ = ["Appends", "Counters", "Ingest", "Item", "ItemResult", "Normalises", "Runs"]
 
 SLICE_ITEMS = 1_000
 SLICES_AT_ONCE = 4  # they share one interpreter lock; more would only make each tenant's wait longer
@@ -65,6 +65,14 @@ class Appends(Protocol):
         ...
 
 
+class Normalises(Protocol):
+    """A ``Normaliser``, or many."""
+
+    def normalise(self, items: Sequence[Item], origin: Origin) -> tuple[list[ItemResult], list[Entry], Tally]:
+        """Return a result for each item, the entries of the accepted ones, and what to count."""
+        ...
+
+
 Runs = Callable[..., Awaitable[Any]]
 """Runs a function off the event loop and awaits its result, as ``asyncio.to_thread`` does."""
 
@@ -76,7 +84,7 @@ class Ingest:
         journal: Where entries become durable.
         clock: Gives ``event.ingested``; must never go back (``timestamps.MonotonicClock``).
         run: Runs CPU work off the event loop, such as ``asyncio.to_thread``.
-        user_key: Secret with which users' ids are hashed; the same on every node.
+        normaliser: What makes entries of items; called through ``run`` but for a few short ones.
         counters: What is counted; a new one if left out.
     """
 
@@ -86,13 +94,13 @@ class Ingest:
         *,
         clock: Clock,
         run: Runs,
-        user_key: bytes,
+        normaliser: Normalises,
         counters: Counters | None = None,
     ) -> None:
         self._journal = journal
         self._clock = clock
         self._run = run
-        self._normaliser = Normaliser(user_key)
+        self._normaliser = normaliser
         self.counters = counters or Counters()
         self._turns = Turns(SLICES_AT_ONCE)
         self._in_flight: dict[int, int] = {}  # call → its event.ingested

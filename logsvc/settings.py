@@ -278,6 +278,13 @@ class ServerSettings(_Part):
         "When a sender is answered: records are on this disk (journal), or in the store as well (store).",
         kind="journal or store",
     )
+    ingest_processes: int | None = _setting(
+        "LOGSVC_INGEST_PROCESSES",
+        _number,
+        None,
+        "Processes that mask and normalise large batches beside the one that serves; 0 does it there.",
+        shown_default="(half of the cores, at most 4)",
+    )
 
 
 @dataclass(frozen=True, slots=True, repr=False)

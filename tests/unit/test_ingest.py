@@ -11,6 +11,7 @@ import pytest
 
 from logsvc.errors import JournalFull
 from logsvc.ingest import SLICE_ITEMS, Counters, Ingest, Item, ItemResult
+from logsvc.normaliser import Normaliser
 from logsvc.records import Entry
 from logsvc.timestamps import MonotonicClock
 
@@ -56,7 +57,7 @@ class Fixture:
             self.journal,
             clock=MonotonicClock(self.clock),
             run=self.run,
-            user_key=b"key",
+            normaliser=Normaliser(b"key"),
             counters=self.counters,
         )
 
