@@ -12,7 +12,7 @@ What always holds:
 - ``put`` neither raises nor waits for disk or network. A full queue follows ``when_full``.
 - A service that stays away or takes nothing is said on standard error, at most once a minute.
 - What is lost is counted by reason, told to the service in a record with ``event.action``
-  ``shipper.dropped``, and said on standard error at most once a minute.
+  ``shipper.dropped`` and in the ledger (ledger.py), and said on standard error at most once a minute.
 - Oldest first: while batches wait in the spool, newer ones queue behind them.
 - A fork starts afresh: the child has an empty queue, its own threads, epoch and spool directory;
   the parent goes on. Nothing is sent twice.
@@ -37,10 +37,12 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 from shippers import context
+from shippers.ledger import Ledger
 from shippers.record import Finished, Finisher, Item, Origin
 from shippers.spool import Seal, Spool, SpoolError
 from shippers.transport import ENCODINGS, Batch, Outcome, Transport, Verdict
@@ -249,7 +251,9 @@ class Batcher:
         self._is_ended = False  # closed, and nobody looks at the queue any more
         self._start_retry_at = 0.0
         self._large_chars = 0
-        self._finished_records = 0  # among what is queued
+        self._finished_records = 0  # among what is queued, in so many items:
+        self._finished_items = 0
+        self._marks = 0
         self._finisher = Finisher(self._origin)
         self._spool: Spool | None = None
         if self._spool_root is not None:
@@ -260,6 +264,7 @@ class Batcher:
                 fsync=self.settings.spool_fsync,
                 seal=self._seal,
             )
+        self._ledger = Ledger(self._origin, is_replayable=self.settings.is_replayable)
         self._drops: dict[str, int] = {}
         self._drops_reported: Mapping[str, int] = {}
         self._drops_reported_at = -_DROP_REPORT_INTERVAL_S
@@ -312,6 +317,7 @@ class Batcher:
         try:
             with self._lock:
                 self._finished_records += len(lines)
+                self._finished_items += 1
             self._put_slowly(lines)
         except Exception as exc:
             self.count_failed(exc)
@@ -324,7 +330,7 @@ class Batcher:
     def count_failed(self, exc: Exception) -> None:
         """Count a record that could not even be queued, such as for want of stack; never raises."""
         try:
-            self._count_drop("failed", 1, type(exc).__name__)
+            self._count_drop("failed", 1, type(exc).__name__, is_numbered=False)
         except Exception:
             pass  # with no room left even for this
 
@@ -344,6 +350,7 @@ class Batcher:
                     mark._pass()
                 return mark
             self._ensure_threads()
+            self._marks += 1
             self.queue.append(mark)
         self._wake.set()
         return mark
@@ -440,14 +447,16 @@ class Batcher:
                         self._wake.set()
                     return
                 self._wake.set()
-                if settings.when_full == "drop" or self._closed:
-                    self._count_drop("queue_full", 1)
-                    return
                 now = time.monotonic()
                 if deadline is None:
                     deadline = now + settings.block_timeout_s
-                if now >= deadline:
-                    self._count_drop("queue_full", 1)
+                if settings.when_full == "drop" or self._closed or now >= deadline:
+                    count = 1
+                    if isinstance(item, list):
+                        count = len(item)
+                        self._finished_records -= count
+                        self._finished_items -= 1
+                    self._count_drop("queue_full", count, is_numbered=False)
                     return
             time.sleep(0.002)
 
@@ -456,12 +465,13 @@ class Batcher:
         with self._spooling:
             lines = item if isinstance(item, list) else [self._finisher.finish(item)]
             if self._spool is None:
-                self._count_drop("closed", 1)
+                self._count_drop("closed", len(lines), is_numbered=False)
                 return
             try:
-                self._spool.append(Batch.of(lines, self.settings.compression))
+                self._spool.append(self._batch(lines, is_ended=True))
+                self._ledger.count_spooled(len(lines))
             except SpoolError as exc:
-                self._count_drop(exc.reason, 1, str(exc))
+                self._count_drop(exc.reason, len(lines), str(exc))
             self._spool.close()
 
     def _ensure_threads(self) -> None:
@@ -519,7 +529,7 @@ class Batcher:
             if self._set_wake_at(self._wake_length) and len(self.queue) < self._wake_length:
                 self._wake.wait(settings.flush_interval_s)
             is_last = not self._set_wake_at(settings.queue_max_records)
-            self._drain()
+            self._drain(is_last)
             if is_last and not self.queue:
                 with self._changed:
                     self._is_encoded = True
@@ -533,8 +543,8 @@ class Batcher:
                 self.wake_at = length
             return not self._closed
 
-    def _drain(self) -> None:
-        """Encode all that is queued."""
+    def _drain(self, is_last: bool) -> None:
+        """Encode all that is queued; ``is_last``: and say that the process ends."""
         settings = self.settings
         queue = self.queue
         finish = self._finisher.finish
@@ -551,6 +561,8 @@ class Batcher:
             except IndexError:
                 break
             if isinstance(item, Mark):
+                with self._lock:
+                    self._marks -= 1
                 self._hand_over(lines)
                 lines, size = [], 0
                 self._hand_over_mark(item)
@@ -565,6 +577,7 @@ class Batcher:
                 size += sum(map(len, item))
                 with self._lock:
                     self._finished_records -= len(item)
+                    self._finished_items -= 1
             else:
                 line = finish(item)  # type: ignore[arg-type]
                 lines.append(line)
@@ -585,18 +598,24 @@ class Batcher:
                     # in 5 ms steps, would seldom get it: sleep(0) takes it back at once.
                     time.sleep(_PAUSE_S)
                 slice_end = clock() + slice_s
-        self._hand_over(lines)
+        self._hand_over(lines, is_ended=is_last)
 
-    def _hand_over(self, lines: list[bytes]) -> None:
-        if not lines:
+    def _hand_over(self, lines: list[bytes], *, is_ended: bool = False) -> None:
+        if not lines and not (is_ended and self._ledger.has_news):
             return
-        batch = Batch.of(lines, self.settings.compression)
+        batch = self._batch(lines, is_ended=is_ended)
         with self._changed:
             while self._outbox_bytes >= _OUTBOX_MAX_BYTES and not self._is_abandoned:
                 self._changed.wait(1.0)
             self._outbox.append(batch)
             self._outbox_bytes += len(batch.body)
             self._changed.notify_all()
+
+    def _batch(self, lines: list[bytes], *, is_ended: bool) -> Batch:
+        """Return a batch of ``lines`` with what the ledger says; all taken off the queue before must be in one."""
+        queued = max(0, len(self.queue) - self._marks - self._finished_items + self._finished_records)
+        statement = self._ledger.state(len(lines), queued=queued, is_ended=is_ended and not queued)
+        return Batch.of(lines, self.settings.compression, statement)
 
     def _hand_over_mark(self, mark: Mark) -> None:
         with self._changed:
@@ -714,6 +733,7 @@ class Batcher:
         with self._spooling:
             try:
                 self._spool.append(batch)
+                self._ledger.count_spooled(batch.records)
             except SpoolError as exc:
                 if exc.reason == "spool_full" and not self.settings.is_replayable:
                     self._count_drop(exc.reason, batch.records, str(exc))
@@ -737,7 +757,7 @@ class Batcher:
                     return
                 self._count_corrupt()
             if spooled is not None:
-                if self._attempt(spooled.batch):
+                if self._attempt(spooled.batch, is_own=spooled.is_own):
                     with self._spooling:
                         self._spool.remove(spooled)
                 return
@@ -754,25 +774,40 @@ class Batcher:
                 self._outbox_bytes -= len(batch.body)
             self._changed.notify_all()
 
-    def _attempt(self, batch: Batch) -> bool:
-        """Make one attempt; True if the batch is done with, for better or worse."""
+    def _attempt(self, batch: Batch, *, is_own: bool = True) -> bool:
+        """Make one attempt; True if the batch is done with, for better or worse.
+
+        ``is_own`` is False for what another process left: our ledger says nothing about its records.
+        """
+        told: list[Callable[[], None]] = []
+        is_done = self._attempt_part(batch, told)
+        if is_done and is_own:  # only now, since halves may be sent again
+            for tell in told:
+                tell()
+        return is_done
+
+    def _attempt_part(self, batch: Batch, told: list[Callable[[], None]]) -> bool:
+        """Attempt a batch or a half of one; ``told`` gets what the ledger is to be told of it."""
         started = time.monotonic()
         try:
             outcome = self._transport.send(batch)
         except Exception as exc:
             outcome = Outcome(Verdict.RETRY, "transport_failed", detail=repr(exc))
         verdict = outcome.verdict
-        if verdict is Verdict.TOO_LARGE:
-            if batch.records > 1:
-                # Should the second half fail, both are sent again: the service knows the first by its ids.
-                return all(self._attempt(half) for half in batch.halves())
-            self._count_drop("too_large", batch.records, outcome.detail)
-        elif verdict is Verdict.REFUSED:
-            self._count_drop("refused", batch.records, f"{outcome.reason}: {outcome.detail}")
+        if verdict is Verdict.TOO_LARGE and batch.records > 1:
+            # Should the second half fail, both are sent again: the service knows the first by its ids.
+            return all(self._attempt_part(half, told) for half in batch.halves())
+        if verdict is Verdict.TOO_LARGE or verdict is Verdict.REFUSED:
+            is_refused = verdict is Verdict.REFUSED
+            reason, detail = ("refused", f"{outcome.reason}: ") if is_refused else ("too_large", "")
+            self._count_drop(reason, batch.records, detail + outcome.detail, is_numbered=None)
+            told.append(partial(self._ledger.count_undelivered, reason, batch.records))
         elif verdict is Verdict.ACCEPTED:
             self._sent += batch.records - outcome.rejected
+            told.append(partial(self._ledger.count_acknowledged, batch.records))
             if outcome.rejected:
-                self._count_drop("rejected", outcome.rejected, outcome.detail)
+                # The service knows of these by itself: it has the numbers, and refused them.
+                self._count_drop("rejected", outcome.rejected, outcome.detail, is_numbered=None)
         else:
             self._note_failure(outcome, started)
             return False
@@ -811,7 +846,8 @@ class Batcher:
         count = self._spool.corrupt_records - self._corrupt_counted
         if count:
             self._corrupt_counted += count
-            self._count_drop("spool_corrupt", count, f"set aside in {self._spool.directory}")
+            # Perhaps another process's: the service sees by their numbers whose they were.
+            self._count_drop("spool_corrupt", count, f"set aside in {self._spool.directory}", is_numbered=None)
         if self._spool.locked_batches:
             self._complain("locked", f"{self._spool.directory} holds batches that another spool_key opens; they wait")
 
@@ -827,13 +863,16 @@ class Batcher:
         while self.queue:
             item = self.queue.popleft()
             if isinstance(item, Mark):
+                self._marks -= 1
                 waiting.append(item)
             elif isinstance(item, list):
                 lines += item
+                self._finished_records -= len(item)
+                self._finished_items -= 1
             else:
                 lines.append(self._finisher.finish(item))
         if lines:
-            waiting.append(Batch.of(lines, self.settings.compression))
+            waiting.append(self._batch(lines, is_ended=True))
         is_settled = True
         with self._spooling:
             for batch in waiting:
@@ -845,6 +884,7 @@ class Batcher:
                     if self._spool is None:
                         raise SpoolError("exit", "the service was away and there is no spool")
                     self._spool.append(batch)
+                    self._ledger.count_spooled(batch.records)
                 except SpoolError as exc:
                     if self.settings.is_replayable:
                         is_settled = False  # it will be read again, so no mark behind it may pass
@@ -855,7 +895,12 @@ class Batcher:
 
     # --- counting and complaining -----------------------------------------------------------
 
-    def _count_drop(self, reason: str, count: int, detail: str = "") -> None:
+    def _count_drop(self, reason: str, count: int, detail: str = "", *, is_numbered: bool | None = True) -> None:
+        """Count what is lost; ``is_numbered``: whether it had numbers of our ledger, None if that is not to say it."""
+        if not count:
+            return  # a statement alone
+        if is_numbered is not None:
+            (self._ledger.count_undelivered if is_numbered else self._ledger.count_dropped)(reason, count)
         with self._lock:
             self._drops[reason] = self._drops.get(reason, 0) + count
         self._complain(f"drop {reason}", f"dropping records: {reason} ({count} now) {detail}".rstrip())

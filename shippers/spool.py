@@ -81,6 +81,7 @@ class Spooled:
 
     batch: Batch
     path: Path
+    is_own: bool = True  # made by the process that has the spool; False for an adopted one
 
 
 class Spool:
@@ -127,6 +128,7 @@ class Spool:
         self._newest_ns = 0
         self._size_bytes = 0
         self._sizes: dict[str, int] = {}  # name → bytes, of the files that wait
+        self._adopted: set[str] = set()  # those among them that another process made
 
     def __len__(self) -> int:
         """How many batches wait."""
@@ -187,7 +189,7 @@ class Spool:
             name = min(self._sizes)
             path = self.directory / name
             try:
-                return Spooled(self._decode(path.read_bytes()), path)
+                return Spooled(self._decode(path.read_bytes()), path, name not in self._adopted)
             except (FileNotFoundError, ValueError):
                 self._set_aside(path)
             except _OtherKey:
@@ -247,9 +249,11 @@ class Spool:
 
     def _drop(self, name: str) -> None:
         self._size_bytes -= self._sizes.pop(name, 0)
+        self._adopted.discard(name)
 
     def _forget_files(self) -> None:
         self._sizes.clear()
+        self._adopted.clear()
         self._size_bytes = 0
 
     def _open(self) -> None:
@@ -292,6 +296,7 @@ class Spool:
                     )
                     os.rename(path, self.directory / target)
                     self._add(target, size)
+                    self._adopted.add(target)
                     adopted += 1
                 else:
                     os.replace(path, self.directory / name)

@@ -31,6 +31,8 @@ from enum import Enum
 from typing import Any, Callable, Protocol
 from urllib.parse import urlsplit
 
+from shippers import ledger
+
 USER_AGENT = "logsvc-shippers"
 INGEST_PATH = "/api/v1/ingest"
 MAX_REPLY_BYTES = 256 * 1024
@@ -41,9 +43,9 @@ class Batch:
     """Records on their way: lines of JSON, compressed once, for the network and the spool alike.
 
     Attributes:
-        body: The compressed lines.
+        body: The compressed lines, the last of which may be a statement (ledger.py).
         encoding: The ``Content-Encoding`` of ``body``: gzip, zstd or identity.
-        records: How many lines there are.
+        records: How many records there are.
     """
 
     body: bytes
@@ -51,9 +53,9 @@ class Batch:
     records: int
 
     @staticmethod
-    def of(lines: Sequence[bytes], encoding: str = "gzip") -> Batch:
-        """Return the batch of ``lines``, each one record without its line feed."""
-        raw = b"\n".join(lines) + b"\n"
+    def of(lines: Sequence[bytes], encoding: str = "gzip", statement: bytes | None = None) -> Batch:
+        """Return the batch of ``lines``, each one record without its line feed, and what the ledger says of them."""
+        raw = b"\n".join(lines if statement is None else [*lines, statement]) + b"\n"
         return Batch(_COMPRESS[encoding](raw), encoding, len(lines))
 
     def lines(self) -> list[bytes]:
@@ -62,17 +64,31 @@ class Batch:
         Raises:
             ValueError: If the body is not what its encoding says.
         """
+        return self._read()[0]
+
+    @property
+    def statement(self) -> bytes | None:
+        """What the ledger says of the batch, one line; None if it says nothing.
+
+        Raises:
+            ValueError: If the body is not what its encoding says.
+        """
+        return self._read()[1]
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Return two batches that together hold the same records in the same order."""
+        lines, statement = self._read()
+        middle = len(lines) // 2
+        first, second = (None, None) if statement is None else ledger.split(statement, middle)
+        return Batch.of(lines[:middle], self.encoding, first), Batch.of(lines[middle:], self.encoding, second)
+
+    def _read(self) -> tuple[list[bytes], bytes | None]:
         try:
             raw = _DECOMPRESS[self.encoding](self.body)
         except Exception as exc:
             raise ValueError(f"a batch of {len(self.body)} bytes is not {self.encoding}") from exc
-        return raw.splitlines()
-
-    def halves(self) -> tuple[Batch, Batch]:
-        """Return two batches that together hold the same records in the same order."""
-        lines = self.lines()
-        middle = len(lines) // 2
-        return Batch.of(lines[:middle], self.encoding), Batch.of(lines[middle:], self.encoding)
+        lines = raw.splitlines()
+        return (lines[:-1], lines[-1]) if lines and ledger.is_statement(lines[-1]) else (lines, None)
 
 
 # Level 1: logs are so repetitive that the levels above cost the application more than the network saves.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from shippers.ledger import is_statement
 from shippers.transport import Outcome, Verdict
 
 KEY = "k" * 32
@@ -100,7 +101,7 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
                 return
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
-            records = [json.loads(line) for line in body.splitlines()]
+            records = [json.loads(line) for line in body.splitlines() if not is_statement(line)]
             with service.changed:
                 service.records += records
                 service.changed.notify_all()
