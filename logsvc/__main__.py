@@ -197,6 +197,7 @@ def search(
         cursor: str | None = None
         total: dict[str, Any] = {"value": 0, "relation": "eq"}
         took_ms = 0
+        completeness: dict[str, Any] | None = None
         while len(records) < limit:
             page = client.get(
                 "/api/v1/search",
@@ -208,10 +209,12 @@ def search(
             records.extend(page["records"])
             total, cursor = page["total"], page["next_cursor"]
             took_ms += page["took_ms"]
+            completeness = page.get("data_completeness")
             if cursor is None:
                 break
         if output is Output.JSON:
-            _print_json({"records": records, "next_cursor": cursor, "total": total, "took_ms": took_ms})
+            about_data = {} if completeness is None else {"data_completeness": completeness}
+            _print_json({"records": records, "next_cursor": cursor, "total": total, **about_data, "took_ms": took_ms})
             return
         out = terminal.console()
         # The newest stands last, next to the prompt, as in any log.
@@ -221,6 +224,7 @@ def search(
         terminal.console(is_error=True).print(
             f"[dim]{len(records)} of {about}{total['value']} records, {took_ms} ms[/]"
             + ("" if records else "\n[dim]nothing found; try a wider --from, or fewer words[/]")
+            + terminal.incomplete(completeness)
         )
 
 
@@ -242,6 +246,40 @@ def tail(
                     sys.stdout.flush()
                 else:
                     out.print(terminal.record_line(record), soft_wrap=True)
+
+
+@app.command()
+def loss(
+    start: Annotated[str | None, typer.Option("--from", help="RFC 3339, or relative; a day ago if missing.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="RFC 3339, or relative.")] = None,
+    service: Annotated[str | None, typer.Option(help="Only processes of this service.")] = None,
+    host: Annotated[str | None, typer.Option(help="Only processes on this host.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only what came with the key of this id.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many processes to show.")] = 20,
+    url: UrlOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Did I lose logs: whose, where, since when, how many?
+
+    Every record that is known to have been emitted is searchable, or stands in one line of the table,
+    with what to do about it. Our shippers number their records, so what never arrived is known; other
+    clients are counted by key and protocol as they arrive.
+
+    Examples: `logsvc loss` · `logsvc loss --from now-1h --service billing` · `logsvc loss -o json`
+    """
+    with _explained():
+        body = Client(url).get(
+            "/api/v1/loss",
+            **{"from": start, "to": end},
+            service=service,
+            host=host,
+            key=key,
+            limit=limit,
+        )
+        if output is Output.JSON:
+            _print_json(body)
+        else:
+            terminal.console().print(terminal.loss_view(body))
 
 
 @tickets_app.command("list")

@@ -48,6 +48,7 @@ from logsvc.indexer import CHECKPOINT, Indexer, Pipeline
 from logsvc.ingest import Ingest
 from logsvc.journal import Journal
 from logsvc.keys import Keys, Scope
+from logsvc.ledger import Ledger
 from logsvc.lock import DataDirectoryLock
 from logsvc.names import SHADOW_TENANT
 from logsvc.notifiers import make_notifiers
@@ -184,13 +185,23 @@ class Service:
         journal.on_fsync = lambda seconds: telemetry.observe("journal_fsync_seconds", seconds)
         dead_letters = DeadLetters.open(settings.data_dir / DEAD_LETTERS)
         stack.callback(dead_letters.close)
-        indexer = Indexer.open(journal, store, dead_letters, settings.data_dir / CHECKPOINT)
+        ledger = Ledger(
+            state,
+            journal,
+            clock=system_clock,
+            grace_us=settings.loss.grace // timedelta(microseconds=1),
+            retention_us=settings.retention.records // timedelta(microseconds=1),
+            dead_letters=dead_letters,
+        )
+        stack.callback(ledger.close)
+        indexer = Indexer.open(journal, store, dead_letters, settings.data_dir / CHECKPOINT, before_trim=ledger.keep)
         stack.callback(indexer.close)
+        ledger.searchable_seq = lambda: indexer.searchable_seq
 
         clock = MonotonicClock(system_clock, journal.last_ingested_us)
         crew = Crew(_user_key(settings.data_dir), _processes(settings.server.ingest_processes))
         stack.callback(crew.close)
-        ingest = Ingest(journal, clock=clock, run=crew.run, normaliser=crew)
+        ingest = Ingest(journal, clock=clock, run=crew.run, normaliser=crew, ledger=ledger)
         replayer = replay.Replayer(settings.data_dir / replay.DIRECTORY, journal, dead_letters, clock)
         replayer.start()
         stack.callback(replayer.close)
@@ -206,6 +217,8 @@ class Service:
         )
         outbox.open()
         stack.callback(outbox.close)
+        ledger.on_change = outbox.wake
+        ledger.open()
         detection = Detection(store, pipeline, state, settings.detection, clock=system_clock, on_change=outbox.wake)
         detection.open()
         stack.callback(detection.close)
@@ -219,6 +232,7 @@ class Service:
             store=store,
             state=state,
             keys=keys,
+            ledger=ledger,
             telemetry=telemetry,
             clock=system_clock,
             public_url=settings.server.public_url or "",
@@ -349,7 +363,7 @@ class Service:
         telemetry.watch("store_up", lambda: float(health().is_reachable))
         telemetry.watch("store_size_bytes", lambda: health().size_bytes or 0)
         telemetry.watch("expired_days_total", lambda: expiry.days)
-        for name, read in detection.metrics().items():
+        for name, read in {**detection.metrics(), **services.ledger.metrics()}.items():
             telemetry.watch(name, read)
         telemetry.watch("tickets_open", lambda: float(_open_tickets(state)))
         telemetry.watch("outbox_pending", lambda: _outbox(state, DeliveryState.PENDING))

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import httpx
 import msgspec
@@ -50,12 +50,20 @@ class Total(TypedDict):
     relation: str
 
 
+class Completeness(TypedDict):
+    """How much of what was emitted can be found; ``share`` is None where that is unknown."""
+
+    share: float | None
+    missing: dict[str, int]
+
+
 class SearchPage(TypedDict):
     """What ``/api/v1/search`` answers."""
 
     records: list[dict[str, Any]]
     next_cursor: str | None
     total: Total
+    data_completeness: NotRequired[Completeness]
     took_ms: int
 
 

@@ -31,7 +31,7 @@ from logsvc import durable, faults
 from logsvc.errors import NotFound
 from logsvc.records import Entry
 from logsvc.store import Refusal
-from logsvc.timestamps import Clock, format_us, system_clock
+from logsvc.timestamps import Clock, format_us, parse_timestamp, system_clock
 
 DIRECTORY = "deadletters"
 """Where they lie in a data directory."""
@@ -113,6 +113,8 @@ class _Line(msgspec.Struct):
     id: str | None = None
     replayed: str | None = None
     dropped: int | None = None
+    tenant: str = ""
+    time: str = ""
 
 
 _line_decoder = msgspec.json.Decoder(_Line)
@@ -128,7 +130,7 @@ class DeadLetters:
         self._max_bytes = max_bytes
         self._clock = clock
         self._lock = threading.Lock()
-        self._ids: dict[Path, set[str]] = {}
+        self._ids: dict[Path, dict[str, tuple[str, int]]] = {}  # whose each letter is, and from when
         self._replayed: set[str] = set()
         self._fd = -1
         self.dropped_total = 0
@@ -141,10 +143,10 @@ class DeadLetters:
         letters = cls(directory, max_bytes, clock)
         for path in _files(directory):
             _cut_half_line(path)
-            ids = letters._ids.setdefault(path, set())
+            ids = letters._ids.setdefault(path, {})
             for _, line in _lines(path):
                 if line.id is not None:
-                    ids.add(line.id)
+                    ids[line.id] = (line.tenant, parse_timestamp(line.time) // 1_000 if line.time else 0)
                 elif line.replayed is not None:
                     letters._replayed.add(line.replayed)
                 elif line.dropped is not None:
@@ -163,6 +165,15 @@ class DeadLetters:
         with self._lock:
             return sum(len(ids) for ids in self._ids.values()) - len(self._replayed)
 
+    def count_of(self, tenant: str, start_us: int, end_us: int) -> int:
+        """Count a tenant's letters from a range of time that were not replayed."""
+        with self._lock:
+            return sum(
+                whose == tenant and start_us <= at_us < end_us and id not in self._replayed
+                for ids in self._ids.values()
+                for id, (whose, at_us) in ids.items()
+            )
+
     @property
     def size_bytes(self) -> int:
         """Bytes of all files."""
@@ -176,14 +187,17 @@ class DeadLetters:
         """
         with self._lock:
             lines: dict[str, bytes] = {}
+            now_us = self._clock()
+            whose: dict[str, tuple[str, int]] = {}
             for refusal in refusals:
                 id = str(refusal.entry.seq)
                 if not any(id in ids for ids in self._ids.values()):
-                    lines[id] = _encoder.encode(_letter(refusal, self._clock()))
+                    lines[id] = _encoder.encode(_letter(refusal, now_us))
+                    whose[id] = (refusal.entry.tenant, now_us)
             if not lines:
                 return 0
             self._write(lines.values())
-            self._ids[self._path].update(lines)
+            self._ids[self._path].update(whose)
             self._make_room()
         faults.reach("deadletters.after_write")
         return len(lines)
@@ -207,7 +221,7 @@ class DeadLetters:
     def _open_file(self, path: Path) -> None:
         self.close()
         self._path = path
-        self._ids.setdefault(path, set())
+        self._ids.setdefault(path, {})
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         durable.sync_directory(self._directory)
 
@@ -226,7 +240,7 @@ class DeadLetters:
         os.close(self._fd)
         self._fd = -1
         self._path = self._directory / f"{int(self._path.stem) + 1:012d}.ndjson"
-        self._ids[self._path] = set()
+        self._ids[self._path] = {}
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         durable.sync_directory(self._directory)
         while self.size_bytes > self._max_bytes and len(self._ids) > 1:
@@ -234,7 +248,7 @@ class DeadLetters:
 
     def _drop_oldest(self) -> None:
         path, ids = next(iter(self._ids.items()))
-        dropped = len(ids - self._replayed)
+        dropped = len(ids.keys() - self._replayed)
         # The sum of earlier drops goes on living in the newest file.
         carried = sum(line.dropped or 0 for _, line in _lines(path))
         if dropped + carried:
@@ -242,7 +256,7 @@ class DeadLetters:
         path.unlink()
         durable.sync_directory(self._directory)
         del self._ids[path]
-        self._replayed -= ids
+        self._replayed -= ids.keys()
         self.dropped_total += dropped
         if dropped:
             logger.error("dead letters: dropped the {} oldest; the bound is {} bytes", dropped, self._max_bytes)

@@ -40,6 +40,7 @@ from logsvc import durable, faults
 from logsvc.deadletters import DeadLetters
 from logsvc.errors import StoreUnavailable
 from logsvc.journal import Journal
+from logsvc.ledger import is_note
 from logsvc.query import Node
 from logsvc.records import Entry
 from logsvc.store import AppendResult, Refusal, Span, Store
@@ -130,6 +131,7 @@ class Indexer:
         linger_s: float,
         max_retry_s: float,
         rng: random.Random,
+        before_trim: Callable[[], int] | None,
     ) -> None:
         self._journal = journal
         self._store = store
@@ -141,6 +143,7 @@ class Indexer:
         self._linger_s = linger_s
         self._max_retry_s = max_retry_s
         self._rng = rng
+        self._before_trim = before_trim
 
         self._checkpoint_seq = 0
         self._appended_seq = 0
@@ -175,6 +178,7 @@ class Indexer:
         linger_s: float = 0.05,
         max_retry_s: float = 30.0,
         rng: random.Random | None = None,
+        before_trim: Callable[[], int] | None = None,
     ) -> Indexer:
         """Start indexing where the checkpoint says. Call it before the journal's first append.
 
@@ -189,6 +193,7 @@ class Indexer:
             linger_s: After a pause, how long to let records gather before the first append.
             max_retry_s: Longest pause between two tries.
             rng: Source of the jitter.
+            before_trim: Returns up to which sequence number nobody else needs the journal.
         """
         indexer = cls(
             journal,
@@ -201,6 +206,7 @@ class Indexer:
             linger_s=linger_s,
             max_retry_s=max_retry_s,
             rng=rng or random.Random(),
+            before_trim=before_trim,
         )
         seq = read_checkpoint(checkpoint)
         if seq > journal.last_seq:
@@ -348,8 +354,8 @@ class Indexer:
                 self._flush_due = time.monotonic() + self._flush_interval_s
                 if batch.entries:
                     self._oldest_us = batch.entries[0].ingested_us
-            if batch.entries:
-                self._append(batch.entries)
+            if entries := [entry for entry in batch.entries if not is_note(entry)]:
+                self._append(entries)
             self._appended_seq = batch.through_seq
         is_drained = self._appended_seq >= self._journal.last_seq
         if self._has_unflushed and (time.monotonic() >= self._flush_due or (is_drained and is_closing)):
@@ -446,17 +452,20 @@ class Indexer:
             _write_checkpoint(self._checkpoint, seq)
         except OSError:
             # All of it is in the store, whatever the checkpoint says; trimming may make the room that it needs.
-            self._journal.trim(seq)
+            self._trim(seq)
             raise
         self._checkpoint_seq = seq
         faults.reach("indexer.after_checkpoint")
-        self._journal.trim(seq)
+        self._trim(seq)
         self._recovered()
 
     def _rewind(self) -> None:
         """Append all since the last good commit again: nobody knows what a store kept that failed since."""
         self._appended_seq = self._checkpoint_seq
         self._unflushed = _Totals()
+
+    def _trim(self, seq: int) -> None:
+        self._journal.trim(seq if self._before_trim is None else min(seq, self._before_trim()))
 
     def _run_calls(self) -> None:
         now_us = self._clock()

@@ -9,7 +9,7 @@ What always holds:
 - ``event.ingested`` never falls, and every record below ``settled_before_us()`` is in the journal
   or was refused.
 - Every refused item, flagged record, masked value and dropped label is counted, and every record that
-  a shipper says it dropped.
+  a shipper says it dropped. The ledger gets a note of each call, as durable as its records.
 
 Not here: how bytes become items (protocols/), how an item becomes an entry (normaliser.py),
 durability (journal.py).
@@ -21,10 +21,12 @@ import asyncio
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
+from logsvc.ledger import Ledger, Note, Statement, note_entry
 from logsvc.names import SHADOW_TENANT
 from logsvc.normaliser import OTHER_REASON, Item, ItemResult, Origin, Tally
 from logsvc.records import Entry
@@ -86,6 +88,7 @@ class Ingest:
         run: Runs CPU work off the event loop, such as ``asyncio.to_thread``.
         normaliser: What makes entries of items; called through ``run`` but for a few short ones.
         counters: What is counted; a new one if left out.
+        ledger: Gets a note of each call; None keeps none.
     """
 
     def __init__(
@@ -96,7 +99,9 @@ class Ingest:
         run: Runs,
         normaliser: Normalises,
         counters: Counters | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
+        self._ledger = ledger
         self._journal = journal
         self._clock = clock
         self._run = run
@@ -108,7 +113,14 @@ class Ingest:
         self._lock = threading.Lock()
 
     async def accept(
-        self, tenant: str, items: Sequence[Item], *, source: str, protocol: str, key_id: str
+        self,
+        tenant: str,
+        items: Sequence[Item],
+        *,
+        source: str,
+        protocol: str,
+        key_id: str,
+        statement: Statement | None = None,
     ) -> list[ItemResult]:
         """Make items durable and return what became of each, in their order.
 
@@ -120,6 +132,7 @@ class Ingest:
             source: Address or name of the sender.
             protocol: What it came by: native, elasticsearch, otlp, …
             key_id: Id of the key it came with; never the key.
+            statement: What the shipper's ledger says with them.
 
         Raises:
             JournalFull: If nothing could be kept; the sender shall send it again.
@@ -129,6 +142,9 @@ class Ingest:
             ingested_us = self._clock()
             call = next(self._calls)
             self._in_flight[call] = ingested_us
+        if self._ledger is not None:
+            self._ledger.begin(call)
+        note: Callable[[int], None] = _nothing
         append: asyncio.Future[int] | None = None
         try:
             origin = Origin(tenant, source, protocol, key_id, ingested_us)
@@ -147,29 +163,47 @@ class Ingest:
                 results += part_results
                 entries += part_entries
                 tally.add(part_tally)
+            accepted = len(entries)
+            # The canary's are nobody's records.
+            if self._ledger is not None and tenant != SHADOW_TENANT and (results or statement is not None):
+                told = Note(
+                    key_id=key_id,
+                    protocol=protocol,
+                    accepted=accepted,
+                    flagged=tally.flagged,
+                    refused=_refused(results) if accepted < len(results) else {},
+                    statement=statement,
+                )
+                if entries or statement is not None:
+                    entries.append(note_entry(tenant, ingested_us, told))
+                    note = partial(self._ledger.take, tenant, told, ingested_us, accepted)
+                else:  # nothing was kept, so a power cut may forget that it was refused
+                    self._ledger.take(tenant, told, ingested_us, 0, 0)
             if entries:
                 append = asyncio.ensure_future(self._journal.append(entries))
                 await asyncio.shield(append)
             if tenant != SHADOW_TENANT:  # counted apart (canary.py)
-                self._count(results, len(entries), tally)
+                self._count(results, accepted, tally)
             return results
         finally:
             if append is None or append.done():
-                self._settle(call)
+                self._settle(call, append, note)
             else:
                 # The sender hung up, but the journal may still take the entries: until then nothing is settled.
-                append.add_done_callback(lambda done: self._settle(call, done))
+                append.add_done_callback(lambda done: self._settle(call, done, note))
 
     def settled_before_us(self) -> int:
         """Return a time: every record with a lower ``event.ingested`` is in the journal, or was refused."""
         with self._lock:
             return min(self._in_flight.values()) if self._in_flight else self._clock()
 
-    def _settle(self, call: int, append: asyncio.Future[int] | None = None) -> None:
+    def _settle(self, call: int, append: asyncio.Future[int] | None, note: Callable[[int], None]) -> None:
+        if append is not None and not append.cancelled() and append.exception() is None:
+            note(append.result())
+        if self._ledger is not None:
+            self._ledger.end(call)
         with self._lock:
             del self._in_flight[call]
-        if append is not None and not append.cancelled():
-            append.exception()  # nobody is left to be told
 
     def _count(self, results: list[ItemResult], accepted: int, tally: Tally) -> None:
         counters = self.counters
@@ -179,4 +213,12 @@ class Ingest:
         counters.dropped_fields += tally.dropped_fields
         counters.add_dropped(tally.dropped)
         if accepted < len(results):
-            counters.refused.update(result.code for result in results if result.code is not None)
+            counters.refused.update(_refused(results))
+
+
+def _refused(results: Iterable[ItemResult]) -> Counter[str]:
+    return Counter(result.code for result in results if result.code is not None)
+
+
+def _nothing(_seq: int) -> None:
+    """Take no note."""

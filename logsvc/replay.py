@@ -35,6 +35,7 @@ from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.deadletters import DeadLetter, DeadLetters, find, letters
 from logsvc.errors import DataDirectoryLocked, LogsvcError, NotFound, Overloaded, StoreUnavailable
 from logsvc.journal import Journal
+from logsvc.ledger import is_note
 from logsvc.lock import DataDirectoryLock
 from logsvc.records import Entry
 from logsvc.timestamps import Clock, MonotonicClock, format_us, system_clock
@@ -146,7 +147,8 @@ class Replayer:
         replayed = unreadable = after_seq = 0
         while after_seq < foreign.last_seq:
             batch = foreign.read(after_seq, _BATCH_RECORDS)
-            appended, bad = self._append(batch.entries)
+            # The ledger's notes stay behind: what the dead node acknowledged, its shippers say themselves.
+            appended, bad = self._append([entry for entry in batch.entries if not is_note(entry)])
             replayed += appended
             unreadable += bad
             after_seq = batch.through_seq

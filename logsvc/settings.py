@@ -379,6 +379,18 @@ class DetectionSettings(_Part):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class LossSettings(_Part):
+    """When a record that did not arrive counts as lost."""
+
+    grace: timedelta = _setting(
+        "LOGSVC_LOSS_GRACE",
+        _duration,
+        "10m",
+        "How long numbered records may be missing before they are called lost and a ticket says so.",
+    )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class RetentionSettings(_Part):
     """How long records are kept."""
 
@@ -501,6 +513,7 @@ class Settings(_Part):
     journal: JournalSettings = field(default_factory=JournalSettings)
     quota: QuotaSettings = field(default_factory=QuotaSettings)
     detection: DetectionSettings = field(default_factory=DetectionSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     notify: NotifySettings = field(default_factory=NotifySettings)
     canary: CanarySettings = field(default_factory=CanarySettings)
@@ -566,6 +579,7 @@ _PARTS: Mapping[str, type[_Part]] = {
     "journal": JournalSettings,
     "quota": QuotaSettings,
     "detection": DetectionSettings,
+    "loss": LossSettings,
     "retention": RetentionSettings,
     "notify": NotifySettings,
     "canary": CanarySettings,

@@ -88,6 +88,8 @@ METRICS: tuple[MetricInfo, ...] = (
     _gauge("indexer_lag_records", "Records in the journal that are not yet searchable."),
     _gauge("indexer_lag_seconds", "Age of the oldest record that is not yet searchable; 0 if all are."),
     _counter("dead_letters_total", "Records accepted that the store will never take; kept as dead letters."),
+    _gauge("ledger_lost_records", "Numbered records that never arrived, of the shippers that are remembered."),
+    _gauge("ledger_waiting_records", "Numbered records known to wait in shippers, or on the way."),
     _gauge("store_up", "1 if the store answers."),
     _gauge("store_size_bytes", "Bytes the store holds."),
     _counter("expired_days_total", "Days of records dropped at the end of their retention."),

@@ -6,6 +6,7 @@ characters: a log line must not move anybody's cursor.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -311,6 +312,128 @@ def ticket_view(ticket: Mapping[str, Any]) -> Group:
     if ticket.get("url"):
         parts.append(Text(str(ticket["url"]), style="blue underline"))
     return Group(*parts)
+
+
+_MISSING_WORDS = {
+    "waiting": ("waiting in shippers or on the way", "they arrive by themselves"),
+    "backlog": ("accepted, not yet searchable", "wait, or see `logsvc doctor`"),
+    "refused": ("refused", "their senders were told why; see `ingest_refused_records_total`"),
+    "dropped": ("dropped in shippers", "see the reasons below; give them more queue, spool or bandwidth"),
+    "lost": ("lost without a word", "a killed process or a gap in the numbers; see below"),
+    "dead": ("dead letters", "`logsvc deadletters list`"),
+}
+
+
+def incomplete(completeness: Mapping[str, Any] | None) -> str:
+    r"""Return a line on what a search could not find, as markup; empty if nothing is known to be missing.
+
+    >>> incomplete({"share": 0.5, "missing": {"lost": 3, "dead": 0}})
+    '\n[yellow]incomplete: 50 % of what was emitted can be found (3 lost); `logsvc loss` says more[/]'
+    """
+    if completeness is None or not any(completeness["missing"].values()):
+        return ""
+    where = ", ".join(f"{count:,} {name}" for name, count in completeness["missing"].items() if count)
+    known = "some" if completeness["share"] is None else percent(completeness["share"])
+    return f"\n[yellow]incomplete: {known} of what was emitted can be found ({where}); `logsvc loss` says more[/]"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, never rounded up to the whole.
+
+    >>> percent(1.0), percent(0.99999), percent(0.5)
+    ('100 %', '99.99 %', '50 %')
+    """
+    return f"{math.floor(share * 10_000) / 100:g} %"
+
+
+def loss_view(report: Mapping[str, Any]) -> Group:
+    """Return where records went, for a terminal."""
+    about = report["data_completeness"]
+    head = Text()
+    if about["share"] is None:
+        head.append("Unknown how complete: ", style="bold yellow")
+        nothing = "nothing was counted in this range" if not about["emitted"] else "part of this range came before"
+        head.append(f"{nothing}; records are counted since {_moment(about['counted_from'])} UTC")
+    else:
+        style = "bold green" if about["share"] == 1 else "bold yellow" if about["share"] >= 0.999 else "bold red"
+        head.append(f"{percent(about['share'])} ", style=style)
+        head.append(
+            f"of {about['emitted']:,} records emitted {_moment(report['from'])} to {_moment(report['to'])} UTC "
+            f"can be found; the store holds {report['indexed']:,} that arrived"
+        )
+    parts: list[Any] = [head]
+    rows = [(f"{count:,}", *_MISSING_WORDS.get(name, (name, ""))) for name, count in about["missing"].items() if count]
+    if rows:
+        parts.append(table(None, ("Missing", "Where", "What to do"), rows))
+    if report["shippers"]:
+        parts.append(
+            table(
+                "Processes, since each started",
+                (
+                    "Service",
+                    "Host",
+                    "Pid",
+                    "State",
+                    "Heard (UTC)",
+                    "Emitted",
+                    "Accepted",
+                    "Twice",
+                    "Dropped",
+                    "Waiting",
+                    "Lost",
+                ),
+                [_shipper_row(shipper) for shipper in report["shippers"]],
+            )
+        )
+    if report["clients"]:
+        parts.append(
+            table(
+                "By key and protocol, in this range",
+                ("Key", "Protocol", "Accepted", "Numbered", "Flagged", "Refused", "Dropped"),
+                [
+                    (
+                        client["key_id"],
+                        client["protocol"],
+                        f"{client['accepted']:,}",
+                        f"{client['numbered']:,}",
+                        f"{client['flagged']:,}",
+                        _by_reason(client["refused"]),
+                        _by_reason(client["dropped"]),
+                    )
+                    for client in report["clients"]
+                ],
+            )
+        )
+    if about["numbered_share"] is not None and about["numbered_share"] < 1:
+        parts.append(
+            Text(
+                f"{percent(about['numbered_share'])} of what was accepted carries a shipper's numbers; "
+                "of the rest nobody can know what never arrived.",
+                style="dim",
+            )
+        )
+    return Group(*parts)
+
+
+def _shipper_row(shipper: Mapping[str, Any]) -> tuple[str | Text, ...]:
+    lost = shipper["lost"]
+    return (
+        shipper["service"],
+        shipper["host"],
+        str(shipper["pid"]),
+        Text(shipper["state"], style={"live": "green", "silent": "yellow"}.get(shipper["state"], "")),
+        _moment(shipper["heard_at"]),
+        f"{shipper['emitted']:,}",
+        f"{shipper['accepted']:,}",
+        f"{shipper['duplicated']:,}",
+        _by_reason(shipper["dropped"]),
+        f"{shipper['waiting']:,}",
+        Text(f"{lost:,}", style="bold red" if lost else ""),
+    )
+
+
+def _by_reason(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "0"
 
 
 def console(*, is_error: bool = False) -> Console:

@@ -18,6 +18,7 @@ from logsvc.api.services import Services, ServicesDep
 from logsvc.errors import Overloaded, StoreUnavailable
 from logsvc.ingest import Item, ItemResult
 from logsvc.keys import Principal
+from logsvc.ledger import Statement
 from logsvc.protocols import bodies, native
 
 router = APIRouter()
@@ -69,17 +70,19 @@ _EXAMPLE = (
 async def ingest(request: Request, services: ServicesDep, sender: Sender) -> Response:
     """Take a batch of records; RECORD names and their short aliases are both understood."""
     try:
-        results = await _take_in(request, services, sender)
+        results, statement = await _take_in(request, services, sender)
     except Overloaded as exc:
         services.telemetry.count("ingest_throttled_requests_total", exc.reason)
         raise
-    answer = native.render(results)
+    answer = native.render(results, statement)
     if services.acks_from_store:
         await asyncio.to_thread(_wait_for_store, services)
     return Response(msgspec.json.encode(answer), status_code=202, media_type="application/json")
 
 
-async def _take_in(request: Request, services: Services, sender: Principal) -> list[ItemResult]:
+async def _take_in(
+    request: Request, services: Services, sender: Principal
+) -> tuple[list[ItemResult], Statement | None]:
     # Whoever has to come again is told before its body costs anything.
     services.quotas.check(sender.key_id, sender.quota)
     services.journal.check_room(sender.tenant)
@@ -89,28 +92,35 @@ async def _take_in(request: Request, services: Services, sender: Principal) -> l
             request.stream(), declared_bytes=int(declared) if declared.isdecimal() else 0, take=take
         )
         async with services.decoding.turn(sender.tenant, len(body)):
-            size, items = await asyncio.to_thread(_decode, body, request.headers.get("content-encoding"))
+            size, items, statement = await asyncio.to_thread(_decode, body, request.headers.get("content-encoding"))
         take(size - len(body))
         charge = (sender.key_id, sender.quota, len(items), size)
         services.quotas.take(*charge)
         async with services.large_bodies.turn(sender.tenant, size) if size > LARGE_BYTES else nullcontext():
             try:
-                return await services.ingest.accept(
+                results = await services.ingest.accept(
                     sender.tenant,
                     items,
                     source=request.client.host if request.client else "unknown",
                     protocol="native",
                     key_id=sender.key_id,
+                    statement=statement,
                 )
+                return results, statement
             except Overloaded:
                 services.quotas.give_back(*charge)
                 raise
 
 
-def _decode(body: bytes, encoding: str | None) -> tuple[int, list[Item]]:
-    """Return the size of a body, decompressed, and its items."""
+def _decode(body: bytes, encoding: str | None) -> tuple[int, list[Item], Statement | None]:
+    """Return the size of a body, decompressed, its items, and what a shipper's ledger says of them."""
     text = bodies.decompress(body, encoding)
-    return len(text), native.decode(text)
+    size = len(text)
+    text, statement = native.cut_statement(text)
+    items = [] if statement is not None and not statement.records and not text.strip() else native.decode(text)
+    if statement is not None and statement.records != len(items):
+        statement = None  # somebody between changed the batch, so its numbers mean nothing
+    return size, items, statement
 
 
 def _wait_for_store(services: Services) -> None:

@@ -22,6 +22,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from logsvc import query as language
 from logsvc.api.auth import Reader
+from logsvc.api.loss import EXAMPLE_COMPLETENESS
 from logsvc.api.parameters import EXAMPLE_RECORD, From, Q, To, example, found, json_response, keyword_field, span_of
 from logsvc.api.services import Services, ServicesDep
 from logsvc.errors import BadInput, Overloaded, StateUnavailable, StoreUnavailable
@@ -77,7 +78,13 @@ def _decode(text: str, binding: bytes) -> _Cursor:
     "/search",
     summary="Search records",
     responses=example(
-        {"records": [EXAMPLE_RECORD], "next_cursor": "mNMAB…", "total": {"value": 1, "relation": "eq"}, "took_ms": 3}
+        {
+            "records": [EXAMPLE_RECORD],
+            "next_cursor": "mNMAB…",
+            "total": {"value": 1, "relation": "eq"},
+            "data_completeness": EXAMPLE_COMPLETENESS,
+            "took_ms": 3,
+        }
     ),
 )
 def search(
@@ -92,7 +99,9 @@ def search(
 ) -> Response:
     """Return one page of records, newest first by default; walk on with ``next_cursor``.
 
-    ``total.relation`` is ``eq``, or ``gte`` when the value is a lower bound.
+    `total.relation` is `eq`, or `gte` when the value is a lower bound.
+    `data_completeness.share` is how much of what is known to have been emitted in the range, whatever the
+    query, can be found: `searchable / emitted`, and null where that is not known; see `/api/v1/loss`.
     """
     started = time.perf_counter()
     node = language.parse(q, now_us=services.clock())
@@ -117,6 +126,7 @@ def search(
             "records": [flatten(hit.source) for hit in page.hits],
             "next_cursor": next_cursor,
             "total": {"value": total, "relation": "eq" if is_exact else "gte"},
+            "data_completeness": services.ledger.completeness(reader.tenant, span.start_us, span.end_us),
             "took_ms": round((time.perf_counter() - started) * 1000),
         }
     )

@@ -17,6 +17,7 @@ from logsvc.indexer import Indexer, IndexerState
 from logsvc.ingest import Ingest
 from logsvc.journal import Journal
 from logsvc.keys import Keys
+from logsvc.ledger import Ledger
 from logsvc.protocols.bodies import Room
 from logsvc.quotas import Quotas
 from logsvc.state import State
@@ -39,6 +40,7 @@ class Services:
     store: Store
     state: State
     keys: Keys
+    ledger: Ledger
     telemetry: Telemetry
     clock: Clock
     public_url: str

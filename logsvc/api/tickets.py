@@ -22,6 +22,7 @@ from logsvc.api.services import ServicesDep
 from logsvc.errors import NotFound
 from logsvc.terminal import few, moment, step_s
 from logsvc.tickets import Severity, Ticket, TicketState
+from logsvc.timestamps import parse_rfc3339
 
 router = APIRouter(prefix="/api/v1/tickets", tags=["tickets"])
 
@@ -96,7 +97,11 @@ def tickets(
     },
 )
 def ticket(request: Request, services: ServicesDep, reader: Reader, id: str) -> Response:
-    """Return one ticket whole, with where it was delivered; a browser gets a page."""
+    """Return one ticket whole, with where it was delivered; a browser gets a page.
+
+    `data_completeness.share` is how much of what is known to have been emitted in the ticket's window
+    can be found; see `/api/v1/loss`.
+    """
     found = services.state.get_ticket(reader.tenant, id)
     if found is None:
         raise NotFound(f"there is no ticket {id[:100]!r}; `logsvc tickets list` shows those there are")
@@ -108,7 +113,11 @@ def ticket(request: Request, services: ServicesDep, reader: Reader, id: str) -> 
             .render(ticket=found, deliveries=deliveries, search_url=search_url(services.public_url, found))
         )
         return HTMLResponse(page, headers=_PAGE_HEADERS)
-    return json_response({**ticket_json(found, services.public_url), "deliveries": deliveries})
+    completeness = services.ledger.completeness(
+        reader.tenant, *(parse_rfc3339(moment) // 1_000 for moment in (found.window.start, found.window.end))
+    )
+    body = {**ticket_json(found, services.public_url), "data_completeness": completeness, "deliveries": deliveries}
+    return json_response(body)
 
 
 def ticket_json(ticket: Ticket, public_url: str) -> dict[str, object]:

@@ -4,6 +4,8 @@ A body is NDJSON, a JSON array or one object (also written over several lines); 
 which, never its Content-Type. Items are cut out here and read in ``Ingest.accept``, slice by slice
 off the event loop, so that a bad one is refused alone.
 
+The last line of a shipper's body is what its ledger says (ledger.py), and no item.
+
 What always holds: ``index`` counts the items of a body from 0, blank lines left out; any bytes give
 items or ``BadInput``.
 
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 import msgspec
 
 from logsvc.errors import BadInput, BodyTooLarge
+from logsvc.ledger import Statement, read_statement
 from logsvc.normaliser import Item, ItemResult, decode_item
 
 MAX_ITEMS = 200_000
@@ -59,17 +62,25 @@ def decode(body: bytes) -> list[Item]:
     return items
 
 
-def render(results: Sequence[ItemResult]) -> dict[str, object]:
+def cut_statement(body: bytes) -> tuple[bytes, Statement | None]:
+    """Return a body without the statement that it ends with, if it does, and the statement."""
+    text = body.rstrip(_BLANK)
+    start = text.rfind(b"\n") + 1
+    statement = read_statement(text[start:])
+    return (body, None) if statement is None else (body[:start], statement)
+
+
+def render(results: Sequence[ItemResult], statement: Statement | None = None) -> dict[str, object]:
     """Return the answer's body: how many were accepted, and which were not, and why.
 
     Raises:
-        BadInput: If nothing was accepted.
+        BadInput: If nothing was accepted; but not to a shipper, whose statement was.
 
     >>> render([ItemResult("a1"), ItemResult(reason="not JSON", code="not_json")])
     {'accepted': 1, 'rejected': [{'index': 1, 'reason': 'not JSON'}]}
     """
     rejected = [{"index": index, "reason": result.reason} for index, result in enumerate(results) if result.reason]
-    if len(rejected) == len(results):
+    if len(rejected) == len(results) and statement is None:
         first = rejected[0]["reason"] if rejected else "the body holds no items"
         raise BadInput(f"none of {len(results)} items could be used; the first: {first}")
     return {"accepted": len(results) - len(rejected), "rejected": rejected}

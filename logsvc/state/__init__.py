@@ -421,6 +421,19 @@ class State:
             for table in (t.outbox, t.tickets, t.checkpoints, t.detector_state):
                 db.execute(sa.delete(table).where(table.c.tenant == tenant))
 
+    # ----------------------------------------------------------------------------------------------- ledger
+
+    def load_ledger(self) -> dict[tuple[str, str], bytes]:
+        """Return all of the ledger, by tenant and key."""
+        with self._reading() as db:
+            return {(row.tenant, row.key): row.value for row in db.execute(sa.select(t.ledger))}
+
+    def keep_ledger(self, rows: Mapping[tuple[str, str], bytes | None]) -> None:
+        """Keep what changed of the ledger, all of it or nothing; None removes a row."""
+        with self._writing() as db:
+            for (tenant, key), value in rows.items():
+                _put(db, t.ledger, {"tenant": tenant, "key": key}, None if value is None else {"value": value})
+
     # ----------------------------------------------------------------------------------------------- outbox
 
     def _announce_all(self, db: sa.Connection, events: Iterable[tuple[str, Ticket]], now_us: int) -> None:

@@ -102,6 +102,15 @@ outbox = sa.Table(
     sqlite_autoincrement=True,
 )
 
+# The loss ledger: a shipper's epoch, a step of sums, an open incident, each as JSON; ledger.py says which.
+ledger = sa.Table(
+    "ledger",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+)
+
 channels = sa.Table(
     "channels",
     metadata,

@@ -103,6 +103,7 @@ def test_a_database_of_an_earlier_version_is_migrated_with_its_keys(tmp_path: Pa
     change_by_hand(
         tmp_path,
         *(f"ALTER TABLE api_keys DROP COLUMN {name}" for name in ("records_per_second", "bytes_per_second", "burst_s")),
+        "DROP TABLE ledger",
         "UPDATE alembic_version SET version_num = '0001'",
         "INSERT INTO api_keys VALUES ('key_1', 'hash', 'default', 'old', 'ingest', 1, NULL, NULL, NULL)",
     )
