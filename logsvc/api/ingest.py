@@ -7,6 +7,7 @@ journal has been fsynced.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import nullcontext
 
 import msgspec
@@ -24,8 +25,9 @@ from logsvc.protocols import bodies, native
 router = APIRouter()
 
 STORE_WAIT_S = 30.0
+_STORE_POLL_S = 0.05
 LARGE_BYTES = 4 * 1024 * 1024
-"""Bodies beyond this are normalised one after the other."""
+"""Bodies beyond this are cut into items and normalised one after the other."""
 
 _EXAMPLE = (
     '{"level":"ERROR","service":"billing","task":"billing.charge","task_id":"r-17",'
@@ -76,7 +78,7 @@ async def ingest(request: Request, services: ServicesDep, sender: Sender) -> Res
         raise
     answer = native.render(results, statement)
     if services.acks_from_store:
-        await asyncio.to_thread(_wait_for_store, services)
+        await _wait_for_store(services)
     return Response(msgspec.json.encode(answer), status_code=202, media_type="application/json")
 
 
@@ -92,11 +94,12 @@ async def _take_in(
             request.stream(), declared_bytes=int(declared) if declared.isdecimal() else 0, take=take
         )
         async with services.decoding.turn(sender.tenant, len(body)):
-            size, items, statement = await asyncio.to_thread(_decode, body, request.headers.get("content-encoding"))
-        take(size - len(body))
-        charge = (sender.key_id, sender.quota, len(items), size)
-        services.quotas.take(*charge)
-        async with services.large_bodies.turn(sender.tenant, size) if size > LARGE_BYTES else nullcontext():
+            text, cut = await asyncio.to_thread(_decode, body, request.headers.get("content-encoding"))
+        take(len(text) - len(body))
+        async with services.large_bodies.turn(sender.tenant, len(text)) if cut is None else nullcontext():
+            items, statement = cut or await asyncio.to_thread(_cut, text)
+            charge = (sender.key_id, sender.quota, len(items), len(text))
+            services.quotas.take(*charge)
             try:
                 results = await services.ingest.accept(
                     sender.tenant,
@@ -112,20 +115,31 @@ async def _take_in(
                 raise
 
 
-def _decode(body: bytes, encoding: str | None) -> tuple[int, list[Item], Statement | None]:
-    """Return the size of a body, decompressed, its items, and what a shipper's ledger says of them."""
+_Cut = tuple[list[Item], Statement | None]
+
+
+def _decode(body: bytes, encoding: str | None) -> tuple[bytes, _Cut | None]:
+    """Return a body decompressed, and what it holds unless it is large: those are cut in turn."""
     text = bodies.decompress(body, encoding)
-    size = len(text)
+    return text, _cut(text) if len(text) <= LARGE_BYTES else None
+
+
+def _cut(text: bytes) -> _Cut:
+    """Return the items of a body, and what a shipper's ledger says of them."""
     text, statement = native.cut_statement(text)
     items = [] if statement is not None and not statement.records and not text.strip() else native.decode(text)
     if statement is not None and statement.records != len(items):
         statement = None  # somebody between changed the batch, so its numbers mean nothing
-    return size, items, statement
+    return items, statement
 
 
-def _wait_for_store(services: Services) -> None:
-    if not services.indexer.wait_searchable(services.journal.last_seq, STORE_WAIT_S):
-        raise StoreUnavailable(
-            f"the records are in the journal, but the store has not taken them within {STORE_WAIT_S:g} s; "
-            "sending them again with the same event.id does no harm"
-        )
+async def _wait_for_store(services: Services) -> None:
+    # Looked at rather than waited for: a thread for each sender that waits would leave none for the work.
+    seq, deadline = services.journal.last_seq, time.monotonic() + STORE_WAIT_S
+    while services.indexer.searchable_seq < seq:
+        if time.monotonic() >= deadline:
+            raise StoreUnavailable(
+                f"the records are in the journal, but the store has not taken them within {STORE_WAIT_S:g} s; "
+                "sending them again with the same event.id does no harm"
+            )
+        await asyncio.sleep(_STORE_POLL_S)

@@ -21,7 +21,7 @@ import zstandard
 from logsvc.errors import BadInput, BodyTooLarge, Overloaded, UnsupportedEncoding
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-MAX_TOGETHER_BYTES = 1024 * 1024 * 1024
+MAX_TOGETHER_BYTES = 256 * 1024 * 1024
 
 _CHUNK = 256 * 1024
 _MAX_ZSTD_WINDOW = 32 * 1024 * 1024  # what a decoder must keep in memory; level 19 asks for 8 MiB
