@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -107,6 +108,7 @@ class Service:
         """
         settings = self._settings
         with self._stack:
+            _raise_descriptor_limit()
             self._stack.enter_context(DataDirectoryLock.acquire(settings.data_dir))
             # Bound before anything is opened: a port in use must not cost a recovery.
             listener = self._listen()
@@ -447,6 +449,15 @@ class _Expiry:
         if dropped:
             logger.info("dropped {} days of records past their retention", dropped)
         self.days += dropped
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as one may: each connection is one, and the usual 1,024 are soon held by idle ones."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS has a lower bound than it says
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else max(soft, 65_536), hard)
+        )
 
 
 def _go_on_after(store: Store, journal: Journal) -> None:

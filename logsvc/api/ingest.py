@@ -97,7 +97,7 @@ async def _take_in(
             text, cut = await asyncio.to_thread(_decode, body, request.headers.get("content-encoding"))
         take(len(text) - len(body))
         async with services.large_bodies.turn(sender.tenant, len(text)) if cut is None else nullcontext():
-            items, statement = cut or await asyncio.to_thread(_cut, text)
+            items, statement = cut if cut is not None else await asyncio.to_thread(_cut, text)
             charge = (sender.key_id, sender.quota, len(items), len(text))
             services.quotas.take(*charge)
             try:

@@ -33,7 +33,7 @@ from tests.support.service import ServiceProcess
 BATCH = 1_000
 BODIES = 20
 SHARES = {"greedy": (2.3, 40), "busy": (0.6, 8), "modest": (0.1, 1)}  # of the capacity, and connections
-CAPACITY_S = 20.0
+CAPACITY_S = 15.0
 RECOVERY_S = 60.0
 IDLE_S = 3.0  # the service closes connections that are idle for longer than 5 s
 
@@ -178,6 +178,7 @@ def _run(service: ServiceProcess, seconds: float) -> dict[str, Any]:
     asyncio.run(warm.run(port, bodies, began + CAPACITY_S))
     service.wait("the warm-up to be searchable", searchable, 120)
     capacity = warm.acknowledged / (time.monotonic() - began)
+    print(f"capacity: {capacity:.0f} records a second; three times that for {seconds:g} s", file=sys.stderr, flush=True)
 
     senders = {
         tenant: Sender(keys[tenant], connections, share * capacity / BATCH)
@@ -202,6 +203,7 @@ def _run(service: ServiceProcess, seconds: float) -> dict[str, Any]:
     except AssertionError:
         failures.append(f"not searchable within {RECOVERY_S:g} s")
     recovery_s = time.monotonic() - ended
+    print(f"after {recovery_s:.0f} s: {failures or 'searchable'}", file=sys.stderr, flush=True)
     service.wait("everything to be searchable", searchable, 600)
     tenants = {}
     for tenant, sender in senders.items():
