@@ -1,16 +1,23 @@
 """All benchmarks in one run: ``make bench``, or ``python -m tests.benchmarks NAME …`` for some.
 
-Machines differ and are noisy: compare within one run, above all the ratios against the peer.
+Machines differ and are noisy: compare within one run, above all the ratios against the peer. ``--records N``
+sets how many the whole path over HTTP takes (a million takes some ten minutes), and ``--keep`` adds the run to
+``history.ndjson`` beside this file, whose newest run of each benchmark is shown as *before*.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
+import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,26 +26,43 @@ from logsvc import terminal
 from tests.support import elasticsearch
 
 PLAIN = ("logging_call", "agent", "ingest_cpu", "journal_cpu", "embedded_store", "detection", "templates")
-WITH_SERVER = ("elastic_store", "http_elasticsearch")
-ALL = (*PLAIN, "http_embedded", *WITH_SERVER)
+WITH_SERVER = ("elastic_store", "http_embedded", "http_elasticsearch")
+ALL = (*PLAIN, *WITH_SERVER)
+HISTORY = Path(__file__).parent / "history.ndjson"
 
 
-def _run(name: str, url: str | None) -> dict[str, Any]:
-    if name == "http_embedded":
-        from tests.benchmarks import over_http
-
-        return over_http.run()
-    if name == "http_elasticsearch":
+def _run(name: str, url: str | None, records: int) -> dict[str, Any]:
+    if name.startswith("http_"):
         from tests.benchmarks import over_http
 
         assert url is not None
-        prefix = "bench-http"
-        try:
-            return over_http.run(60_000, LOGSVC_STORE_URL=url, LOGSVC_STORE_PREFIX=prefix)
-        finally:
-            elasticsearch.drop_indices(url, prefix)
+        return over_http.embedded(url, records) if name == "http_embedded" else over_http.elasticsearch(url)
     run: Callable[..., dict[str, Any]] = importlib.import_module(f"tests.benchmarks.{name}").run
     return run(url) if name in WITH_SERVER else run()
+
+
+def _history() -> dict[str, dict[str, Any]]:
+    """Return the newest figures of each benchmark that were kept."""
+    newest: dict[str, dict[str, Any]] = {}
+    if HISTORY.exists():
+        for line in HISTORY.read_text(encoding="utf-8").splitlines():
+            newest |= json.loads(line)["figures"]
+    return newest
+
+
+def _keep(results: dict[str, Any]) -> None:
+    version = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=HISTORY.parent
+    ).stdout.strip()
+    run = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": version or None,
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "figures": {name: figures for name, figures in results.items() if name != "elasticsearch"},
+    }
+    with HISTORY.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(run, default=str) + "\n")
 
 
 def _server_settings(url: str) -> dict[str, Any]:
@@ -55,12 +79,22 @@ def _server_settings(url: str) -> dict[str, Any]:
     }
 
 
-def main(names: list[str]) -> int:
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def main(arguments: list[str]) -> int:
     """Run the named benchmarks, or all, and print a table and one JSON document."""
-    unknown = set(names) - set(ALL)
-    if unknown:
-        print(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(ALL)}", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks", description=(__doc__ or "").partition("\n\n")[0]
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(ALL)}")
+    parser.add_argument("--records", type=int, default=200_000, help="records of http_embedded (default %(default)s)")
+    parser.add_argument("--keep", action="store_true", help="add the figures to history.ndjson")
+    asked = parser.parse_args(arguments)
+    names = asked.names
+    if unknown := sorted(set(names) - set(ALL)):
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}")
     chosen = [name for name in ALL if not names or name in names]
     results: dict[str, Any] = {}
 
@@ -69,7 +103,7 @@ def main(names: list[str]) -> int:
             results["elasticsearch"] = _server_settings(url)
         for name in chosen:
             print(f"{name} …", file=sys.stderr, flush=True)
-            results[name] = _run(name, url)
+            results[name] = _run(name, url, asked.records)
 
     if set(chosen) & set(WITH_SERVER):
         with elasticsearch.server("bench") as url:
@@ -77,9 +111,12 @@ def main(names: list[str]) -> int:
     else:
         measure(None)
     out = terminal.console()
+    before = _history()
     for name, figures in results.items():
-        rows = [(key, f"{value:,}" if isinstance(value, int) else str(value)) for key, value in figures.items()]
-        out.print(terminal.table(name, ("figure", "value"), rows))
+        rows = [(key, _shown(value), _shown(before.get(name, {}).get(key, ""))) for key, value in figures.items()]
+        out.print(terminal.table(name, ("figure", "value", "before"), rows))
+    if asked.keep:
+        _keep(results)
     path = os.path.join(tempfile.gettempdir(), "logsvc-bench.json")
     with open(path, "w", encoding="utf-8") as file:
         json.dump(results, file, indent=2, default=str)

@@ -1,36 +1,68 @@
-"""The whole path over HTTP: records acknowledged and searchable a second, CPU and memory, search latencies.
+"""The whole path over HTTP, beside Elasticsearch's own bulk API on the same cores in the same run.
 
-Two connections send NDJSON (gzip) to a service process; beside it, on the Elasticsearch given, the
-direct bulk API gets records of the same size in the same run. Masking and fingerprints are on, and
-asserted on a planted record.
+``embedded``: two connections send NDJSON (gzip) as fast as they are answered, until all is searchable; then the
+same at four fifths of that rate, for the waits that senders and readers see; then searches. The peer gets the
+same raw records by two connections through ``_bulk``, into an index with a mapping for just these fields.
+
+``elasticsearch``: the service writes into an Elasticsearch confined to one core, with itself and the loader on
+the other. The peer is direct bulk, confined alike, of what the service makes of the same records: the same
+documents, mapping and ids.
+
+Masking and fingerprints are on, and asserted on a planted record.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import itertools
+import os
 import random
+import re
 import statistics
 import tempfile
 import threading
 import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import psutil
+import urllib3
 
+from logsvc.normaliser import Normaliser, Origin
+from logsvc.records import Entry
+from logsvc.store.elastic import ElasticStore, encode_document
 from logsvc.timestamps import format_us, system_clock
+from tests.support.elasticsearch import drop_indices
 from tests.support.service import ServiceProcess
 
 BATCH = 1_000
 CONNECTIONS = 2
+PACED_S = 20.0
+PROBE_EVERY_S = 0.25
 _WORDS = ("charged", "order", "for", "customer", "in", "region", "retry", "queue", "worker", "cache", "timeout", "done")
 QUERIES = {
     "two_words": {"q": "timeout retry", "limit": 50},
     "phrase": {"q": '"order for"', "limit": 50},
     "filter_newest_100": {"q": "level:error task:billing.charge", "limit": 100},
     "trace_id": {"q": "trace.id:{trace}"},
+}
+_MAPPING = {
+    "dynamic": False,
+    "properties": {
+        "@timestamp": {"type": "date"},
+        "message": {"type": "text"},
+        "duration_ms": {"type": "double"},
+        **{
+            name: {"type": "keyword"}
+            for name in ("level", "service", "task", "task_id", "host", "version", "trace_id", "region")
+        },
+    },
 }
 
 
@@ -63,65 +95,19 @@ def batches(n: int, rng: random.Random) -> tuple[list[bytes], str]:
     return bodies, trace
 
 
-def _send(service: ServiceProcess, bodies: list[bytes]) -> tuple[float, list[float]]:
-    waits: list[float] = []
-    headers = {**service.http.headers, "Content-Encoding": "gzip"}
+# Both sides.
 
-    def send(mine: list[bytes]) -> None:
-        with httpx.Client(base_url=service.url, headers=headers, timeout=60, trust_env=False) as http:
-            for body in mine:
-                began = time.perf_counter()
-                while http.post("/api/v1/ingest", content=body).status_code == 503:
-                    time.sleep(0.2)
-                waits.append(time.perf_counter() - began)
 
+def _lines(bodies: Sequence[bytes]) -> Iterator[list[bytes]]:
+    return (gzip.decompress(body).split(b"\n") for body in bodies)
+
+
+def _at_once(send: Callable[[Any], None], bodies: Sequence[Any]) -> float:
+    """Send all bodies over ``CONNECTIONS``; return the seconds that it took."""
     began = time.perf_counter()
-    threads = [threading.Thread(target=send, args=(bodies[number::CONNECTIONS],)) for number in range(CONNECTIONS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - began, waits
-
-
-def run(n: int = 200_000, **settings: str) -> dict[str, Any]:
-    """Return the figures of a service with ``settings`` (``LOGSVC_STORE_URL`` …)."""
-    rng = random.Random(1)
-    bodies, trace = batches(n, rng)
-    with tempfile.TemporaryDirectory() as directory:
-        service = ServiceProcess(Path(directory), **settings)
-        try:
-            service.use(service.make_key())
-            service.start()
-            service.ingest([{"message": "planted ann@example.org password=hunter2 17", "event.id": "planted"}])
-            assert service.process is not None
-            process = psutil.Process(service.process.pid)
-            cpu = _cpu_s(process)
-            began = time.perf_counter()
-            acknowledged_s, waits = _send(service, bodies)
-            rss = sum(one.memory_info().rss for one in _tree(process))
-            service.wait("all to be searchable", lambda: service.count() >= n + 1, 600, 0.2)
-            searchable_s = time.perf_counter() - began
-            cpu = _cpu_s(process) - cpu
-            planted = service.get("/records/planted")
-            assert "ann@example.org" not in str(planted)
-            assert "hunter2" not in str(planted)
-            assert planted["log.template.id"].startswith("v1:")
-            figures: dict[str, Any] = {
-                "records": n,
-                "acknowledged_per_s": round(n / acknowledged_s),
-                "searchable_per_s": round(n / searchable_s),
-                "cpu_us_per_record": round(cpu / n * 1e6, 1),
-                "ack_ms_p99": round(statistics.quantiles(waits, n=100)[98] * 1000),
-                "rss_mb": round(rss / 2**20),
-            }
-            for name, params in QUERIES.items():
-                figures[f"search_ms_{name}"] = _median_ms(service, "/search", params, trace)
-            day = {"interval": "1m", "by": "level"}
-            figures["histogram_ms_by_level"] = _median_ms(service, "/histogram", day, trace)
-            return figures
-        finally:
-            service.close()
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        list(pool.map(send, bodies))
+    return time.perf_counter() - began
 
 
 def _tree(process: psutil.Process) -> list[psutil.Process]:
@@ -129,8 +115,276 @@ def _tree(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _cpu_s(process: psutil.Process) -> float:
-    """Return what the service's processes have used; those that ended count with their parent."""
+    """Return what a process and those that it started have used; those that ended count with their parent."""
     return sum(sum(one.cpu_times()[:4]) if one is process else sum(one.cpu_times()[:2]) for one in _tree(process))
+
+
+def _rss(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return sum(one.memory_info().rss for one in _tree(process))
+    return 0
+
+
+def _confine(process: psutil.Process, core: int) -> None:
+    """Keep all threads of a process, and those that they will start, on one core."""
+    for one in _tree(process):
+        for thread in one.threads():
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(thread.id, {core})
+
+
+# Elasticsearch by itself.
+
+
+def _server_process(url: str) -> psutil.Process:
+    nodes = httpx.get(f"{url}/_nodes/process", timeout=30).json()["nodes"].values()
+    return psutil.Process(next(iter(nodes))["process"]["id"])
+
+
+def _bulk(url: str, bodies: Sequence[bytes], refresh: str) -> float:
+    """Send bulk bodies that were made beforehand, then refresh; return the seconds until all is searchable."""
+    with urllib3.PoolManager(maxsize=CONNECTIONS) as http:
+
+        def send(body: bytes) -> None:
+            headers = {"content-type": "application/x-ndjson"}
+            answer = http.request("POST", f"{url}/_bulk?filter_path=errors", body=body, headers=headers)
+            assert msgspec.json.decode(answer.data) == {"errors": False}, answer.data[:500]
+
+        began = time.perf_counter()
+        _at_once(send, bodies)
+        http.request("POST", f"{url}/{refresh}/_refresh")
+        return time.perf_counter() - began
+
+
+def _peer(url: str, bodies: Sequence[bytes], n: int) -> tuple[float, float]:
+    """Return records a second, acknowledged and searchable, and microseconds of CPU a record, of the raw records."""
+    index = f"bench-{uuid.uuid4().hex}"
+    shards = {"number_of_shards": 1, "number_of_replicas": 0}
+    httpx.put(f"{url}/{index}", json={"settings": shards, "mappings": _MAPPING}, timeout=60).raise_for_status()
+    try:
+        action = b'{"create":{"_index":"%b"}}\n' % index.encode()
+        made = [b"".join(action + line + b"\n" for line in lines) for lines in _lines(bodies)]
+        process = _server_process(url)
+        cpu = _cpu_s(process)
+        took = _bulk(url, made, index)
+        return n / took, (_cpu_s(process) - cpu) / n * 1e6
+    finally:
+        drop_indices(url, index)
+
+
+# The service.
+
+
+class _Memory(threading.Thread):
+    """The most memory that a service's processes had together, looked at four times a second."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        super().__init__(daemon=True)
+        self._process = process
+        self._end = threading.Event()
+        self.most = 0
+
+    def run(self) -> None:
+        while not self._end.wait(0.25):
+            self.most = max(self.most, _rss(self._process))
+
+    def stop(self) -> int:
+        self._end.set()
+        self.join()
+        return self.most
+
+
+def _poster(service: ServiceProcess, waits: list[float]) -> Callable[[bytes], None]:
+    local = threading.local()
+    headers = {**service.http.headers, "Content-Encoding": "gzip"}
+
+    def post(body: bytes) -> None:
+        if not hasattr(local, "http"):
+            local.http = httpx.Client(base_url=service.url, headers=headers, timeout=60, trust_env=False)
+        began = time.perf_counter()
+        while (answer := local.http.post("/api/v1/ingest", content=body)).status_code in (429, 503):
+            time.sleep(float(answer.headers.get("Retry-After", "0.2")))
+        answer.raise_for_status()
+        waits.append(time.perf_counter() - began)
+
+    return post
+
+
+def _paced(service: ServiceProcess, bodies: Sequence[bytes], rate: float) -> tuple[list[float], list[float]]:
+    """Send ``rate`` records a second for a while.
+
+    Returns:
+        The seconds from a body's due time to its acknowledgement, and from a planted record's to its being found.
+    """
+    acknowledged: list[float] = []
+    found: list[float] = []
+    began = time.perf_counter()
+    post = _poster(service, [])
+    turns = itertools.cycle(bodies)
+
+    def send(number: int) -> None:
+        due = began + number * BATCH / rate
+        time.sleep(max(0.0, due - time.perf_counter()))
+        post(next(turns))
+        acknowledged.append(time.perf_counter() - due)
+
+    def probe() -> None:
+        with httpx.Client(base_url=service.url, headers=service.http.headers, timeout=60, trust_env=False) as http:
+            while time.perf_counter() < began + PACED_S:
+                id = f"probe-{uuid.uuid4().hex}"
+                http.post("/api/v1/ingest", json={"message": "probe", "event.id": id}).raise_for_status()
+                asked = time.perf_counter()
+                while http.get(f"/api/v1/records/{id}").status_code == 404:
+                    time.sleep(0.02)
+                found.append(time.perf_counter() - asked)
+                time.sleep(PROBE_EVERY_S)
+
+    prober = threading.Thread(target=probe)
+    prober.start()
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        list(pool.map(send, range(int(PACED_S * rate / BATCH))))
+    prober.join()
+    return acknowledged, found
+
+
+def _p99(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=100)[98] if len(values) > 1 else values[0]
+
+
+def _gap_ms(service: ServiceProcess) -> float:
+    text = service.http.get("/metrics").text
+    found = re.search(r"event_loop_longest_gap_seconds ([0-9.e+-]+)$", text, re.MULTILINE)
+    assert found is not None, text[:500]
+    return float(found[1]) * 1000
+
+
+def _check_planted(service: ServiceProcess) -> None:
+    planted = service.get("/records/planted")
+    assert "ann@example.org" not in str(planted)
+    assert "hunter2" not in str(planted)
+    assert planted["log.template.id"].startswith("v1:")
+
+
+@contextlib.contextmanager
+def _service(**settings: str) -> Iterator[tuple[ServiceProcess, psutil.Process]]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        service = ServiceProcess(Path(directory), **settings)
+        try:
+            service.use(service.make_key())
+            service.start()
+            service.ingest([{"message": "planted ann@example.org password=hunter2 17", "event.id": "planted"}])
+            assert service.process is not None
+            yield service, psutil.Process(service.process.pid)
+        finally:
+            service.close()
+
+
+def _fill(service: ServiceProcess, bodies: Sequence[bytes], n: int) -> tuple[float, float, list[float]]:
+    """Return the seconds until all was acknowledged, and searchable, and each body's wait."""
+    waits: list[float] = []
+    began = time.perf_counter()
+    acknowledged_s = _at_once(_poster(service, waits), bodies)
+    service.wait("all to be searchable", lambda: service.count() >= n + 1, 1_200, 0.2)
+    return acknowledged_s, time.perf_counter() - began, waits
+
+
+def embedded(url: str, n: int = 200_000) -> dict[str, Any]:
+    """Return the figures of the embedded store beside the Elasticsearch at ``url``."""
+    bodies, trace = batches(n, random.Random(1))
+    with _service() as (service, process):
+        memory = _Memory(process)
+        memory.start()
+        _gap_ms(service)
+        cpu = _cpu_s(process)
+        acknowledged_s, searchable_s, waits = _fill(service, bodies, n)
+        cpu_us = (_cpu_s(process) - cpu) / n * 1e6
+        gap_ms = _gap_ms(service)
+        most = memory.stop()
+        _check_planted(service)
+        raw = sum(len(line) + 1 for lines in _lines(bodies) for line in lines)
+        index = sum(path.stat().st_size for path in (service.directory / "data/index").rglob("*") if path.is_file())
+        figures: dict[str, Any] = {
+            "records": n,
+            "acknowledged_per_s": round(n / acknowledged_s),
+            "searchable_per_s": round(n / searchable_s),
+            "cpu_us_per_record": round(cpu_us, 1),
+            "ack_ms_p99_at_full_rate": round(_p99(waits) * 1000),
+            "event_loop_gap_ms": round(gap_ms),
+            "memory_mb": most >> 20,
+            "index_to_raw": round(index / raw, 2),
+        }
+        for name, params in QUERIES.items():
+            figures[f"search_ms_{name}"] = _median_ms(service, "/search", params, trace)
+        day = {"interval": "1m", "by": "level"}
+        per_million = _median_ms(service, "/histogram", day, trace) / n * 1e6
+        figures["histogram_ms_per_million"] = round(per_million, 1)
+        rate = 0.8 * n / searchable_s
+        acknowledged, found = _paced(service, bodies, rate)
+        figures["ack_ms_p99_at_80_percent"] = round(_p99(acknowledged) * 1000)
+        figures["searchable_s_p99_at_80_percent"] = round(_p99(found), 2)
+    rate, peer_us = _peer(url, bodies, n)
+    figures["elasticsearch_per_s"] = round(rate)
+    figures["elasticsearch_cpu_us_per_record"] = round(peer_us, 1)
+    figures["rate_to_elasticsearch"] = round(n / searchable_s / rate, 2)
+    figures["cpu_to_elasticsearch"] = round(cpu_us / peer_us, 2)
+    return figures
+
+
+def elasticsearch(url: str, n: int = 60_000) -> dict[str, Any]:
+    """Return the figures of the service in front of an Elasticsearch that has one core, the rest having the other."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return {"skipped": "one core"}
+    bodies, _ = batches(n, random.Random(2))
+    server = _server_process(url)
+    _confine(server, cores[0])
+    _confine(psutil.Process(), cores[1])
+    prefix = f"bench-{uuid.uuid4().hex}"
+    try:
+        direct = [_direct(url, bodies, n)]
+        with _service(LOGSVC_STORE_URL=url, LOGSVC_STORE_PREFIX=prefix) as (service, process):
+            _confine(process, cores[1])
+            cpu = _cpu_s(process)
+            _, searchable_s, _ = _fill(service, bodies, n)
+            cpu_us = (_cpu_s(process) - cpu) / n * 1e6
+            _check_planted(service)
+        direct.append(_direct(url, bodies, n))
+    finally:
+        for core_holder in (server, psutil.Process()):
+            for thread in core_holder.threads():
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(thread.id, cores)
+        drop_indices(url, prefix)
+    return {
+        "records": n,
+        "searchable_per_s": round(n / searchable_s),
+        "cpu_us_per_record": round(cpu_us, 1),
+        "direct_bulk_per_s": round(statistics.mean(direct)),
+        "rate_to_direct": round(n / searchable_s / statistics.mean(direct), 2),
+    }
+
+
+def _direct(url: str, bodies: Sequence[bytes], n: int) -> float:
+    """Return records a second of the same documents under the same ids through ``_bulk``."""
+    prefix = f"bench-{uuid.uuid4().hex}"
+    normaliser = Normaliser(b"key")
+    origin = Origin("default", "127.0.0.1", "native", "k1", system_clock())
+    parts = [normaliser.normalise(lines, origin)[1] for lines in _lines(bodies)]
+    store = ElasticStore(url, prefix=prefix)
+    try:
+        store.append(parts[0][:1])  # its index is made outside the measurement
+        made = [b"".join(_create(prefix, entry) for entry in part) for part in parts[1:]]
+        return (n - BATCH) / _bulk(url, made, prefix)
+    finally:
+        store.close()
+        drop_indices(url, prefix)
+
+
+def _create(prefix: str, entry: Entry) -> bytes:
+    day = time.strftime("%Y.%m.%d", time.gmtime(entry.time_us // 1_000_000))
+    return b'{"create":{"_index":"%b-%b","_id":"%b"}}\n%b\n' % (
+        prefix.encode(), day.encode(), entry.id.encode(), encode_document(entry),
+    )  # fmt: skip
 
 
 def _median_ms(service: ServiceProcess, path: str, params: dict[str, Any], trace: str) -> float:
