@@ -23,7 +23,6 @@ Not here: what it goes through (everything else).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import secrets
 import threading
 import time
@@ -47,16 +46,7 @@ from logsvc.query import MatchAll, Term
 from logsvc.settings import CanarySettings, DetectionSettings
 from logsvc.state import State
 from logsvc.store import Span, Store
-from logsvc.tickets import (
-    Evidence,
-    Severity,
-    Ticket,
-    TicketEvent,
-    TicketState,
-    Version,
-    Window,
-    next_state,
-)
+from logsvc.tickets import Evidence, Severity, Ticket, TicketEvent, TicketState, about_service, next_state, ticket_id
 from logsvc.timestamps import US_PER_S, Clock, format_us
 
 FILE = "canary.json"
@@ -330,31 +320,18 @@ class Canary:
         evidence = [Evidence("canary", "stages", float(stage), float(Stage.DELIVERED), 1.0, title)]
         if trouble:
             evidence.append(Evidence("canary", "stages", float(stage), float(Stage.DELIVERED), 1.0, trouble[:500]))
-        return Ticket(
-            id="t-" + hashlib.blake2b(f"{self._tenant}\0canary\0{since_us}".encode(), digest_size=6).hexdigest(),
-            tenant=self._tenant,
-            state=TicketState.OPEN,
-            severity=Severity.CRITICAL,
-            score=1.0,
-            kind="self",
-            title=title,
-            task=None,
-            tasks=[],
-            service="logsvc",
-            releases=[],
-            window=Window(format_us(min(since_us, now_us)), format_us(now_us)),
+        return about_service(
+            "canary",
+            self._tenant,
+            ticket_id(self._tenant, "canary", since_us),
+            Severity.CRITICAL,
+            title,
+            evidence,
+            since_us=since_us,
+            now_us=now_us,
             observed=float(stage),
             expected=float(Stage.DELIVERED),
             unit="stages",
-            evidence=evidence,
-            fingerprints=[],
-            samples=[],
-            query="",
-            detector=Version("canary", "1"),
-            model=Version("none", "none"),
-            series=[],
-            opened_at=format_us(now_us),
-            updated_at=format_us(now_us),
         )
 
 

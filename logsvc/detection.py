@@ -19,7 +19,6 @@ Not here: what is odd (detectors/), what people are told (outbox.py), a ticket's
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import signal
 import threading
@@ -66,8 +65,10 @@ from logsvc.tickets import (
     TicketState,
     Version,
     Window,
+    about_service,
     next_state,
     severity_of,
+    ticket_id,
 )
 from logsvc.timestamps import Clock, format_us, parse_timestamp, system_clock
 
@@ -406,31 +407,18 @@ class Detection:
     def _self_ticket(self, tenant: str, since_us: int, now_us: int) -> Ticket:
         seconds = (now_us - since_us) / 1e6
         text = f"logsvc: records accepted since {_clock_time(since_us)} are not searchable; nothing is judged meanwhile"
-        return Ticket(
-            id="t-" + hashlib.blake2b(f"{tenant}\0self\0{since_us}".encode(), digest_size=6).hexdigest(),
-            tenant=tenant,
-            state=TicketState.OPEN,
-            severity=Severity.HIGH,
-            score=1.0,
-            kind="self",
-            title=text,
-            task=None,
-            tasks=[],
-            service="logsvc",
-            releases=[],
-            window=Window(format_us(since_us), format_us(now_us)),
+        return about_service(
+            "completeness",
+            tenant,
+            ticket_id(tenant, "self", since_us),
+            Severity.HIGH,
+            text,
+            [Evidence("blind", "s", seconds, 0.0, 1.0, text)],
+            since_us=since_us,
+            now_us=now_us,
             observed=seconds,
             expected=0.0,
             unit="s",
-            evidence=[Evidence("blind", "s", seconds, 0.0, 1.0, text)],
-            fingerprints=[],
-            samples=[],
-            query="",
-            detector=Version("completeness", "1"),
-            model=Version("none", "none"),
-            series=[],
-            opened_at=format_us(now_us),
-            updated_at=format_us(now_us),
         )
 
     # Tickets ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ Not here: how records become durable (journal.py), what a ticket may become (tic
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections import Counter, deque
@@ -35,16 +34,7 @@ from loguru import logger
 from logsvc.errors import LogsvcError
 from logsvc.journal import Batch
 from logsvc.records import Entry
-from logsvc.tickets import (
-    Evidence,
-    Severity,
-    Ticket,
-    TicketEvent,
-    TicketState,
-    Version,
-    Window,
-    next_state,
-)
+from logsvc.tickets import Evidence, Severity, Ticket, TicketEvent, TicketState, about_service, next_state, ticket_id
 from logsvc.timestamps import US_PER_S, Clock, format_us, parse_timestamp
 from shippers import redact
 
@@ -823,8 +813,10 @@ class Ledger:
                 if not total:
                     return
                 since_us = min(_lost_since(epoch) for epoch, _, _ in grown)
-                digest = hashlib.blake2b(f"{tenant}\0loss\0{now_us}".encode(), digest_size=6).hexdigest()
-                incident, event = _Incident(f"t-{digest}", since_us, total, now_us), TicketEvent.OPENED
+                incident, event = (
+                    _Incident(ticket_id(tenant, "loss", now_us), since_us, total, now_us),
+                    TicketEvent.OPENED,
+                )
             elif total > incident.lost:
                 incident.lost, incident.grew_us, event = total, now_us, TicketEvent.UPDATED
             elif total == 0 or now_us - incident.grew_us >= _QUIET_US:
@@ -927,31 +919,20 @@ def _ticket(tenant: str, incident: _Incident, grown: list[tuple[Epoch, int, int]
             parts.append(f"{unexplained:,} without a word (killed, or a gap in its numbers)")
         said = f"{_who(epoch)}: {', '.join(parts)}"
         evidence.append(Evidence("loss", "records", float(records), 0.0, 1.0, said))
-    return Ticket(
-        id=incident.ticket,
-        tenant=tenant,
-        state=TicketState.OPEN,
-        severity=Severity.HIGH if lost else Severity.MEDIUM,
-        score=1.0,
-        kind="self",
-        title=text,
-        task=None,
-        tasks=[],
-        service=services[0] if services else "logsvc",
-        releases=[],
-        window=Window(format_us(incident.since_us), format_us(max(now_us, incident.since_us))),
+    return about_service(
+        "ledger",
+        tenant,
+        incident.ticket,
+        Severity.HIGH if lost else Severity.MEDIUM,
+        text,
+        evidence,
+        since_us=incident.since_us,
+        now_us=now_us,
         observed=float(total),
         expected=0.0,
         unit="records",
-        evidence=evidence,
-        fingerprints=[],
-        samples=[],
+        service=services[0] if services else "logsvc",
         query=" OR ".join(f"service.name:{_quoted(name)}" for name in services[:10]),
-        detector=Version("ledger", "1"),
-        model=Version("none", "none"),
-        series=[],
-        opened_at=format_us(now_us),
-        updated_at=format_us(now_us),
     )
 
 

@@ -13,12 +13,14 @@ Not here: what is anomalous (detectors/), where tickets are kept (state/), who i
 
 from __future__ import annotations
 
+import hashlib
 from enum import Enum
 from typing import TypedDict
 
 import msgspec
 
 from logsvc.errors import TicketConflict
+from logsvc.timestamps import format_us
 
 
 class TicketState(Enum):
@@ -115,6 +117,65 @@ class Ticket(msgspec.Struct, kw_only=True):
     resolved_at: str | None = None
     is_notified: bool = True  # false when its windows were too old on arrival
     windows: int = 1  # odd windows so far
+
+
+def about_service(
+    detector: str,
+    tenant: str,
+    id: str,
+    severity: Severity,
+    title: str,
+    evidence: list[Evidence],
+    *,
+    since_us: int,
+    now_us: int,
+    observed: float,
+    expected: float,
+    unit: str,
+    service: str = "logsvc",
+    query: str = "",
+) -> Ticket:
+    """Return a new ticket of the kind ``self``: about this service, or what reaches it, rather than about a task.
+
+    ``detector`` is what found it (completeness, canary, ledger); it has been so since ``since_us``, and is said
+    at ``now_us``, both in microseconds since 1970. ``observed`` and ``expected`` are in ``unit``.
+    """
+    return Ticket(
+        id=id,
+        tenant=tenant,
+        state=TicketState.OPEN,
+        severity=severity,
+        score=1.0,
+        kind="self",
+        title=title,
+        task=None,
+        tasks=[],
+        service=service,
+        releases=[],
+        window=Window(format_us(min(since_us, now_us)), format_us(now_us)),
+        observed=observed,
+        expected=expected,
+        unit=unit,
+        evidence=evidence,
+        fingerprints=[],
+        samples=[],
+        query=query,
+        detector=Version(detector, "1"),
+        model=Version("none", "none"),
+        series=[],
+        opened_at=format_us(now_us),
+        updated_at=format_us(now_us),
+    )
+
+
+def ticket_id(*parts: object) -> str:
+    """Return the id of the ticket that these parts tell apart from all others.
+
+    >>> ticket_id("default", "loss", 17) == ticket_id("default", "loss", 17) != ticket_id("default", "loss", 18)
+    True
+    """
+    text = "\0".join(map(str, parts))
+    return "t-" + hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 class TicketList(TypedDict):
