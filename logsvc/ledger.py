@@ -282,17 +282,17 @@ class Epoch(msgspec.Struct, kw_only=True, omit_defaults=True):
             deadline_us: What was missing by then is lost.
             is_within: Tells whether what was emitted between two moments counts.
         """
-        holes = [hole for hole in self.holes if is_within(hole.since_us, hole.until_us)]
-        missing = sum(hole.size for hole in holes)
-        overdue = sum(hole.size for hole in holes if hole.seen_us <= deadline_us)
-        if self.settled and is_within(self.started_us, self.at_us):
-            missing, overdue = missing + self.settled, overdue + self.settled
-        missing, overdue = max(0, missing - self.explained), max(0, overdue - self.explained)
-        if self.queued and not self.ended and is_within(self.at_us, self.at_us):
-            if not self.is_silent(deadline_us):
-                missing += self.queued
-            elif not self.replayable:  # what can be read again is
-                missing, overdue = missing + self.queued, overdue + self.queued
+        is_silent = self.is_silent(deadline_us)
+        missing = self.queued
+        if self.ended or (self.replayable and is_silent) or not is_within(self.at_us, self.at_us):
+            missing = 0  # nothing waits any more, or it is read again
+        overdue = missing if is_silent else 0
+        if self.holes or self.settled:
+            holes = [hole for hole in self.holes if is_within(hole.since_us, hole.until_us)]
+            settled = self.settled if is_within(self.started_us, self.at_us) else 0
+            late = sum(hole.size for hole in holes if hole.seen_us <= deadline_us) + settled
+            missing += max(0, sum(hole.size for hole in holes) + settled - self.explained)
+            overdue += max(0, late - self.explained)
         overdue = max(overdue, min(self.known_lost, missing))
         return missing - overdue, overdue
 
@@ -684,13 +684,19 @@ class Ledger:
         with self._lock:
             of = self._tenants.get(tenant)
             if of is not None:
-                total = self._flow(of, low, high)
-                accepted, numbered = total.accepted - total.duplicated, total.numbered - total.duplicated
-                missing.refused, missing.dropped = sum(total.refused.values()), sum(total.dropped.values())
-                missing.lost = total.lost
+                for key, flow in of.flows.items():  # spelled out: every search asks
+                    if key.start_us < high and key.start_us + key.width_us > low:
+                        accepted += flow.accepted - flow.duplicated
+                        if flow.numbered:
+                            numbered += flow.numbered - flow.duplicated
+                        if flow.refused:
+                            missing.refused += sum(flow.refused.values())
+                        if flow.dropped:
+                            missing.dropped += sum(flow.dropped.values())
+                        missing.lost += flow.lost
                 deadline_us = self._deadline_us
                 for epoch in of.epochs.values():
-                    if epoch.holes or epoch.queued or epoch.settled:
+                    if epoch.holes or epoch.settled or (epoch.queued and low <= epoch.at_us < high):
                         waiting, lost = epoch.missing(deadline_us, is_within)
                         missing.waiting += waiting
                         missing.lost += lost
@@ -765,13 +771,6 @@ class Ledger:
             deadline_us = self._deadline_us
             sums = [epoch.missing(deadline_us) for of in self._tenants.values() for epoch in of.epochs.values()]
         return sum(waiting for waiting, _ in sums), sum(lost for _, lost in sums)
-
-    def _flow(self, of: _Tenant, start_us: int, end_us: int) -> Flow:
-        total = Flow()
-        for key, flow in of.flows.items():
-            if key.start_us < end_us and key.start_us + key.width_us > start_us:
-                total.add(flow)
-        return total
 
     # -- raising the alarm --------------------------------------------------------------------
 

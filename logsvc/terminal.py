@@ -300,6 +300,8 @@ def ticket_view(ticket: Mapping[str, Any]) -> Group:
     if ticket.get("samples"):
         parts.append(Text("Samples\n", style="italic"))
         parts.extend(record_line(sample) for sample in ticket["samples"][:3])
+    if missing := incomplete(ticket.get("data_completeness")):
+        parts.append(Text.from_markup(missing))
     if ticket.get("deliveries"):
         sent = [
             (d["channel"], d["event_type"], d["state"], str(d["attempts"]), d.get("last_error") or "")
@@ -353,61 +355,47 @@ def loss_view(report: Mapping[str, Any]) -> Group:
     if about["share"] is None:
         head.append("Unknown how complete: ", style="bold yellow")
         nothing = "nothing was counted in this range" if not about["emitted"] else "part of this range came before"
-        head.append(f"{nothing}; records are counted since {_moment(about['counted_from'])} UTC")
+        head.append(f"{nothing}; records are counted since {moment(about['counted_from'])} UTC")
     else:
         style = "bold green" if about["share"] == 1 else "bold yellow" if about["share"] >= 0.999 else "bold red"
         head.append(f"{percent(about['share'])} ", style=style)
         head.append(
-            f"of {about['emitted']:,} records emitted {_moment(report['from'])} to {_moment(report['to'])} UTC "
+            f"of {about['emitted']:,} records emitted {moment(report['from'])} to {moment(report['to'])} UTC "
             f"can be found; the store holds {report['indexed']:,} that arrived"
         )
     parts: list[Any] = [head]
     rows = [(f"{count:,}", *_MISSING_WORDS.get(name, (name, ""))) for name, count in about["missing"].items() if count]
     if rows:
-        parts.append(table(None, ("Missing", "Where", "What to do"), rows))
+        parts.append(_counted(table(None, ("Missing", "Where", "What to do"), rows)))
     if report["shippers"]:
-        parts.append(
-            table(
-                "Processes, since each started",
-                (
-                    "Service",
-                    "Host",
-                    "Pid",
-                    "State",
-                    "Heard (UTC)",
-                    "Emitted",
-                    "Accepted",
-                    "Twice",
-                    "Dropped",
-                    "Waiting",
-                    "Lost",
-                ),
-                [_shipper_row(shipper) for shipper in report["shippers"]],
-            )
-        )
+        columns = ("Process", "State", "Heard (UTC)", "Emitted", "Accepted", "Dropped", "Waiting", "Lost")
+        rows = [_shipper_row(shipper) for shipper in report["shippers"]]
+        parts.append(_counted(table("Processes, since each started", columns, rows)))
     if report["clients"]:
         parts.append(
-            table(
-                "By key and protocol, in this range",
-                ("Key", "Protocol", "Accepted", "Numbered", "Flagged", "Refused", "Dropped"),
-                [
-                    (
-                        client["key_id"],
-                        client["protocol"],
-                        f"{client['accepted']:,}",
-                        f"{client['numbered']:,}",
-                        f"{client['flagged']:,}",
-                        _by_reason(client["refused"]),
-                        _by_reason(client["dropped"]),
-                    )
-                    for client in report["clients"]
-                ],
+            _counted(
+                table(
+                    "By key and protocol, in this range",
+                    ("Key", "Protocol", "Accepted", "Numbered", "Flagged", "Refused", "Dropped"),
+                    [
+                        (
+                            client["key_id"],
+                            client["protocol"],
+                            f"{client['accepted']:,}",
+                            f"{client['numbered']:,}",
+                            f"{client['flagged']:,}",
+                            _by_reason(client["refused"]),
+                            _by_reason(client["dropped"]),
+                        )
+                        for client in report["clients"]
+                    ],
+                )
             )
         )
     if about["numbered_share"] is not None and about["numbered_share"] < 1:
         parts.append(
             Text(
-                f"{percent(about['numbered_share'])} of what was accepted carries a shipper's numbers; "
+                f"{percent(about['numbered_share'])} of what was accepted carries shippers' numbers; "
                 "of the rest nobody can know what never arrived.",
                 style="dim",
             )
@@ -415,17 +403,25 @@ def loss_view(report: Mapping[str, Any]) -> Group:
     return Group(*parts)
 
 
+_COUNTS = frozenset({"Emitted", "Accepted", "Waiting", "Lost", "Numbered", "Flagged", "Missing"})
+
+
+def _counted(made: Table) -> Table:
+    """Return the table with its counts in one piece, right-justified."""
+    for column in made.columns:
+        if column.header in _COUNTS:
+            column.no_wrap, column.justify = True, "right"
+    return made
+
+
 def _shipper_row(shipper: Mapping[str, Any]) -> tuple[str | Text, ...]:
     lost = shipper["lost"]
     return (
-        shipper["service"],
-        shipper["host"],
-        str(shipper["pid"]),
-        Text(shipper["state"], style={"live": "green", "silent": "yellow"}.get(shipper["state"], "")),
-        _moment(shipper["heard_at"]),
+        f"{shipper['service']} on {shipper['host']}, pid {shipper['pid']}",
+        Text(shipper["state"], style={"live": "green", "silent": "yellow"}.get(shipper["state"], ""), no_wrap=True),
+        moment(shipper["heard_at"])[5:],
         f"{shipper['emitted']:,}",
         f"{shipper['accepted']:,}",
-        f"{shipper['duplicated']:,}",
         _by_reason(shipper["dropped"]),
         f"{shipper['waiting']:,}",
         Text(f"{lost:,}", style="bold red" if lost else ""),

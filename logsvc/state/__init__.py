@@ -430,9 +430,16 @@ class State:
 
     def keep_ledger(self, rows: Mapping[tuple[str, str], bytes | None]) -> None:
         """Keep what changed of the ledger, all of it or nothing; None removes a row."""
+        row = t.ledger.c
+        is_row = sa.and_(row.tenant == sa.bindparam("whose"), row.key == sa.bindparam("which"))
+        kept = [
+            {"tenant": tenant, "key": key, "value": value} for (tenant, key), value in rows.items() if value is not None
+        ]
         with self._writing() as db:
-            for (tenant, key), value in rows.items():
-                _put(db, t.ledger, {"tenant": tenant, "key": key}, None if value is None else {"value": value})
+            # All at once: thousands of shippers may have said something in a second.
+            db.execute(sa.delete(t.ledger).where(is_row), [{"whose": tenant, "which": key} for tenant, key in rows])
+            if kept:
+                db.execute(sa.insert(t.ledger), kept)
 
     # ----------------------------------------------------------------------------------------------- outbox
 
