@@ -13,6 +13,8 @@ UV := $(BIN)/uv --no-config
 BREAK ?= schema
 SERVER := $(BIN)/python -m tests.support.elasticsearch
 WORKERS ?= 2
+# A service is started hundreds of times in the tests, and compiling its modules anew takes longer than all else.
+unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 
 # The first Python here that the service runs on and that can make a virtual environment.
@@ -33,7 +35,7 @@ $(INSTALLED): requirements-build.lock requirements-dev.lock pyproject.toml shipp
 	@echo "installing into $(VENV) (once, and again when a lock changes)"
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-build.lock
-	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --only-binary :all: requirements-dev.lock
+	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes --only-binary :all: requirements-dev.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-index --no-deps --no-build-isolation -e shippers -e .
 	@touch $@
 
