@@ -50,7 +50,7 @@ class Ledger:
     def __init__(self, origin: Origin, *, is_replayable: bool = False, clock: Callable[[], datetime] = _now) -> None:
         self.epoch = origin.epoch
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a log call in a signal handler may interrupt one that drops
         fixed = {
             "epoch": origin.epoch,
             "started": _time_text(clock()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -144,3 +145,18 @@ def test_a_statement_names_nobody(transport: Listening, made: list[Batcher]) -> 
     batcher.close(20)
     assert "jane" not in transport.said[-1]["service"]
     assert Batch.of([b"{}"], "identity", PREFIX + b"{}}").lines() == [b"{}"]
+
+
+def test_a_log_call_in_a_signal_handler_that_interrupts_a_drop_does_not_hang(
+    transport: Listening, made: list[Batcher]
+) -> None:
+    batcher = open_batcher(made, transport)
+    done = threading.Event()
+
+    def interrupted() -> None:
+        with batcher._ledger._lock:  # where the signal came
+            batcher.count_failed(ValueError())
+        done.set()
+
+    threading.Thread(target=interrupted, daemon=True).start()
+    assert done.wait(20)
