@@ -592,10 +592,18 @@ class Ledger:
             batch = self._journal.read(after, _READ_RECORDS)
             for entry in batch.entries:
                 if is_note(entry) and entry.seq not in self._taken:
-                    note = _decode_note(entry.source)
-                    self._take(entry.tenant, entry.seq, note, entry.ingested_us)
-                    self._note_backlog(entry.tenant, entry.seq, note.accepted, entry.ingested_us)
+                    self._take_again(entry)
             after = batch.through_seq
+
+    def _take_again(self, entry: Entry) -> None:
+        try:
+            note = _decode_note(entry.source)
+        except msgspec.MsgspecError as exc:
+            # No reason not to start: what it told is credited when its shipper speaks again.
+            logger.error("ledger: the note at {} cannot be read: {}", entry.seq, exc)
+            return
+        self._take(entry.tenant, entry.seq, note, entry.ingested_us)
+        self._note_backlog(entry.tenant, entry.seq, note.accepted, entry.ingested_us)
 
     def keep(self) -> int:
         """Keep what has changed; return up to which sequence number the journal need not be read again."""
@@ -908,7 +916,7 @@ def _ticket(tenant: str, incident: _Incident, grown: list[tuple[Epoch, int, int]
     whose = ", ".join(services[:3]) + (f" and {len(services) - 3} more" if len(services) > 3 else "")
     time = format_us(incident.since_us)[11:16]
     if total:
-        text = f"logsvc: {total:,} records of {whose or 'a shipper'} never arrived; since {time} UTC"
+        text = f"logsvc: {total:,} records of {whose or 'a shipper'} have not arrived; since {time} UTC"
     else:
         text = f"logsvc: all records that were missing since {time} UTC have arrived"
     evidence = []

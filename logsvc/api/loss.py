@@ -104,7 +104,8 @@ def loss(
     the rest nobody can know what never arrived.
 
     `shippers` are the runs of processes heard of in the range, each with its figures since it started;
-    the one that lost most comes first. `state` is `ended` after a goodbye, `silent` when nothing was
+    the one that lost most comes first. `accepted` are the distinct numbers that arrived (refused ones too),
+    `duplicated` those that came again, `gaps` the newest ranges that are missing. `state` is `ended` after a goodbye, `silent` when nothing was
     heard for LOGSVC_LOSS_GRACE, else `live`. `clients` are the sums by key and protocol, of those who number
     nothing too. `indexed` is how many records that arrived in the range the store holds.
     """

@@ -12,6 +12,7 @@ import pytest
 from logsvc.errors import StateUnavailable
 from logsvc.journal import Journal
 from logsvc.ledger import MAX_EPOCHS, MAX_HOLES, Epoch, Ledger, Note, Statement, is_note, note_entry, read_statement
+from logsvc.records import Entry
 from logsvc.state import State, open_state
 from logsvc.tickets import TicketState
 from logsvc.timestamps import US_PER_S, format_us
@@ -227,6 +228,13 @@ def test_a_note_that_is_durable_and_not_taken_yet_is_read_again_after_a_crash(ri
     assert rig.ledger.keep() == 0  # the first call is in flight
     rig.crash()
     assert (rig.shipper()["accepted"], rig.shipper()["duplicated"]) == (10, 0)
+
+
+def test_a_note_that_cannot_be_read_does_not_stop_the_start(rig: Rig) -> None:
+    rig.send(said(1, 10, n=1))
+    rig.journal.append_sync([Entry("default", "", 0, NOW_US, NOW_US, "note", None, False, b'{"key_id": 7}')])
+    rig.crash()
+    assert rig.shipper()["accepted"] == 10
 
 
 def test_a_database_that_cannot_be_written_holds_nothing_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
