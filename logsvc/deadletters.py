@@ -21,6 +21,7 @@ from __future__ import annotations
 import base64
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,12 +32,14 @@ from logsvc import durable, faults
 from logsvc.errors import NotFound
 from logsvc.records import Entry
 from logsvc.store import Refusal
-from logsvc.timestamps import Clock, format_us, parse_timestamp, system_clock
+from logsvc.timestamps import US_PER_S, Clock, format_us, system_clock
 
 DIRECTORY = "deadletters"
 """Where they lie in a data directory."""
 
 _PREVIEW_CHARS = 200
+_STEP_US = 300 * US_PER_S
+_Step = tuple[str, int]  # a tenant, and the beginning of five minutes
 _SEGMENTS = 8  # files that ``max_bytes`` is divided into
 
 
@@ -107,6 +110,12 @@ class _Meta(msgspec.Struct):
         )
 
 
+class _When(msgspec.Struct):
+    """Of the entry, when it came."""
+
+    ingested_us: int = 0
+
+
 class _Line(msgspec.Struct):
     """What tells the three kinds of lines apart."""
 
@@ -114,7 +123,7 @@ class _Line(msgspec.Struct):
     replayed: str | None = None
     dropped: int | None = None
     tenant: str = ""
-    time: str = ""
+    entry: _When | None = None
 
 
 _line_decoder = msgspec.json.Decoder(_Line)
@@ -130,7 +139,8 @@ class DeadLetters:
         self._max_bytes = max_bytes
         self._clock = clock
         self._lock = threading.Lock()
-        self._ids: dict[Path, dict[str, tuple[str, int]]] = {}  # whose each letter is, and from when
+        self._ids: dict[Path, dict[str, _Step]] = {}
+        self._steps: Counter[_Step] = Counter()  # letters that were not replayed
         self._replayed: set[str] = set()
         self._fd = -1
         self.dropped_total = 0
@@ -146,11 +156,13 @@ class DeadLetters:
             ids = letters._ids.setdefault(path, {})
             for _, line in _lines(path):
                 if line.id is not None:
-                    ids[line.id] = (line.tenant, parse_timestamp(line.time) // 1_000 if line.time else 0)
+                    ids[line.id] = _step(line.tenant, line.entry.ingested_us if line.entry else 0)
                 elif line.replayed is not None:
                     letters._replayed.add(line.replayed)
                 elif line.dropped is not None:
                     letters.dropped_total += line.dropped
+        for kept in letters._ids.values():
+            letters._steps.update(step for id, step in kept.items() if id not in letters._replayed)
         letters._open_file(next(reversed(letters._ids), directory / f"{1:012d}.ndjson"))
         return letters
 
@@ -166,12 +178,15 @@ class DeadLetters:
             return sum(len(ids) for ids in self._ids.values()) - len(self._replayed)
 
     def count_of(self, tenant: str, start_us: int, end_us: int) -> int:
-        """Count a tenant's letters from a range of time that were not replayed."""
+        """Count a tenant's letters of records that came in a range of time and were not replayed.
+
+        The range is taken in steps of five minutes, all that it touches.
+        """
         with self._lock:
             return sum(
-                whose == tenant and start_us <= at_us < end_us and id not in self._replayed
-                for ids in self._ids.values()
-                for id, (whose, at_us) in ids.items()
+                count
+                for (whose, at_us), count in self._steps.items()
+                if whose == tenant and at_us < end_us and at_us + _STEP_US > start_us
             )
 
     @property
@@ -187,17 +202,17 @@ class DeadLetters:
         """
         with self._lock:
             lines: dict[str, bytes] = {}
-            now_us = self._clock()
-            whose: dict[str, tuple[str, int]] = {}
+            steps: dict[str, _Step] = {}
             for refusal in refusals:
                 id = str(refusal.entry.seq)
                 if not any(id in ids for ids in self._ids.values()):
-                    lines[id] = _encoder.encode(_letter(refusal, now_us))
-                    whose[id] = (refusal.entry.tenant, now_us)
+                    lines[id] = _encoder.encode(_letter(refusal, self._clock()))
+                    steps[id] = _step(refusal.entry.tenant, refusal.entry.ingested_us)
             if not lines:
                 return 0
             self._write(lines.values())
-            self._ids[self._path].update(whose)
+            self._ids[self._path].update(steps)
+            self._steps.update(steps.values())
             self._make_room()
         faults.reach("deadletters.after_write")
         return len(lines)
@@ -210,6 +225,7 @@ class DeadLetters:
             if new:
                 self._write([_encoder.encode({"replayed": id, "time": time}) for id in new])
                 self._replayed.update(new)
+                self._steps -= Counter(ids[id] for ids in self._ids.values() for id in new if id in ids)
 
     def close(self) -> None:
         """Release the file; idempotent."""
@@ -256,10 +272,15 @@ class DeadLetters:
         path.unlink()
         durable.sync_directory(self._directory)
         del self._ids[path]
+        self._steps -= Counter(step for id, step in ids.items() if id not in self._replayed)
         self._replayed -= ids.keys()
         self.dropped_total += dropped
         if dropped:
             logger.error("dead letters: dropped the {} oldest; the bound is {} bytes", dropped, self._max_bytes)
+
+
+def _step(tenant: str, ingested_us: int) -> _Step:
+    return tenant, ingested_us // _STEP_US * _STEP_US
 
 
 def letters(directory: Path, *, tenant: str | None = None, with_replayed: bool = False) -> Iterator[DeadLetter]:

@@ -49,6 +49,31 @@ def test_any_source_is_kept_whole(tmp_path_factory: pytest.TempPathFactory, sour
     dead_letters.close()
 
 
+def test_letters_are_counted_by_tenant_and_time_until_they_are_replayed_or_dropped(tmp_path: Path) -> None:
+    hour_us = 3_600_000_000
+    refused = [
+        Refusal(make_entry(seq, T0, ingested_us=T0 + (seq - 1) * hour_us, tenant=tenant), "why")
+        for seq, tenant in enumerate(("a", "a", "a", "b"), 1)
+    ]
+
+    def counts(of: DeadLetters) -> tuple[int, int, int]:
+        return of.count_of("a", 0, 2**62), of.count_of("a", T0 + hour_us, T0 + 2 * hour_us), of.count_of("b", 0, 2**62)
+
+    dead_letters = DeadLetters.open(tmp_path)
+    dead_letters.add(refused)
+    dead_letters.add(refused)
+    assert counts(dead_letters) == (3, 1, 1)
+    dead_letters.mark_replayed(["2"])
+    dead_letters.mark_replayed(["2", "4"])
+    assert counts(dead_letters) == (2, 0, 0)
+    dead_letters.close()
+    dead_letters = DeadLetters.open(tmp_path)
+    assert counts(dead_letters) == (2, 0, 0)
+    dead_letters._drop_oldest()
+    assert counts(dead_letters) == (0, 0, 0)
+    dead_letters.close()
+
+
 def test_a_letter_added_again_after_a_crash_is_there_once(tmp_path: Path) -> None:
     dead_letters = DeadLetters.open(tmp_path)
     assert dead_letters.add([refusal(1), refusal(2)]) == 2
