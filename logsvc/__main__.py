@@ -389,7 +389,7 @@ def keys_list(config: ConfigOption = None, output: OutputOption = Output.TEXT) -
                 key.name,
                 key.tenant,
                 ", ".join(key.scopes),
-                terminal.quota(keys.quota_of(key)),
+                terminal.quota(keys.quota_of(key)).replace(", ", "\n"),
                 key.created_at[:10],
                 (key.last_used_at or "never")[:16].replace("T", " "),
                 "revoked" if key.revoked_at else (key.expires_at or "")[:10],

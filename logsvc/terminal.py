@@ -140,7 +140,7 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str
     """Return a plain table."""
     made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in columns:
-        made.add_column(column, overflow="fold")
+        made.add_column(column, overflow="fold", no_wrap=column == "ID")  # what one copies stays in one piece
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(clean(cell)) for cell in row))
     return made
