@@ -1,9 +1,7 @@
 """Replay: records put into the journal a second time: dead letters, and a dead node's journal.
 
-The journal belongs to one process. A command that wants to replay therefore leaves a request, a
-small file, in the data directory, and the service carries it out and leaves the answer; when no
-service runs, the command takes the data directory's lock and does the work itself. Who may write
-to the data directory needs no key.
+The journal belongs to one process, so a command asks the service to replay (errands.py); when no
+service runs, the command takes the data directory's lock and does the work itself.
 
 What always holds:
 
@@ -19,21 +17,19 @@ Not here: what a dead letter is (deadletters.py).
 
 from __future__ import annotations
 
-import secrets
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
 import msgspec
-from loguru import logger
 
-from logsvc import durable, faults
+from logsvc import faults
 from logsvc import journal as journals
 from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.deadletters import DeadLetter, DeadLetters, find, letters
-from logsvc.errors import DataDirectoryLocked, LogsvcError, NotFound, Overloaded, StoreUnavailable
+from logsvc.errands import Errands, ask
+from logsvc.errors import DataDirectoryLocked, LogsvcError, NotFound, Overloaded
 from logsvc.journal import Journal
 from logsvc.ledger import is_note
 from logsvc.lock import DataDirectoryLock
@@ -62,13 +58,11 @@ class ReplayReport(msgspec.Struct, frozen=True, omit_defaults=True):
         replayed: Records put into the journal.
         unreadable: Records whose JSON could not be read, left where they are.
         lost: Records that damage to the foreign journal has cost; None if nobody can tell how many.
-        error: Why it ended early; empty when it did not.
     """
 
     replayed: int = 0
     unreadable: int = 0
     lost: int | None = 0
-    error: str = ""
 
 
 class Replayer:
@@ -93,26 +87,21 @@ class Replayer:
         *,
         waits_for_room: bool = True,
     ) -> None:
-        self._directory = directory
         self._journal = journal
         self._dead_letters = dead_letters
         self._clock = clock
         self._waits_for_room = waits_for_room
         self._lock = threading.Lock()
         self._in_flight_us: int | None = None
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="replay", daemon=True)
+        self._errands = Errands(directory, ReplayRequest, self.run)
 
     def start(self) -> None:
         """Begin to look for requests."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._thread.start()
+        self._errands.start()
 
     def close(self) -> None:
         """Finish the batch in hand and stop; a request not yet answered is taken up at the next start."""
-        self._closing.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._errands.close()
 
     def settled_before_us(self) -> int:
         """Return T: everything replayed with ``event.ingested`` before T is in the journal."""
@@ -168,26 +157,13 @@ class Replayer:
                 stamped = [entry for entry in (_restamped(entry, stamp_us) for entry in entries) if entry is not None]
                 self._journal.append_sync(stamped)
             except Overloaded:
-                if not self._waits_for_room or self._closing.wait(_POLL_S):
+                if not self._waits_for_room or self._errands.closing.wait(_POLL_S):
                     raise
             else:
                 return len(stamped), len(entries) - len(stamped)
             finally:
                 with self._lock:
                     self._in_flight_us = None
-
-    def _watch(self) -> None:
-        while not self._closing.wait(_POLL_S):
-            for path in sorted(self._directory.glob("*.request")):
-                try:
-                    report = self.run(msgspec.json.decode(path.read_bytes(), type=ReplayRequest))
-                except Overloaded:
-                    return  # the service is ending; the request stays
-                except Exception as exc:  # noqa: BLE001 - whoever asked gets it as the answer
-                    report = ReplayReport(error=str(exc))
-                logger.info("replay: {}: {}", path.name, report)
-                durable.replace(path.with_suffix(".answer"), msgspec.json.encode(report))
-                path.unlink()
 
 
 def replay(
@@ -217,7 +193,7 @@ def replay(
     try:
         lock = DataDirectoryLock.acquire(data_dir, "logsvc replay")
     except DataDirectoryLocked as exc:
-        return _ask(data_dir / DIRECTORY, request, wait_s, exc.holder)
+        return ask(data_dir / DIRECTORY, request, ReplayReport, wait_s=wait_s, holder=exc.holder)
     with lock:
         journal = open_journal(data_dir / journals.DIRECTORY)
         dead_letters = DeadLetters.open(data_dir / DEAD_LETTERS)
@@ -228,26 +204,6 @@ def replay(
         finally:
             dead_letters.close()
             journal.close()
-
-
-def _ask(directory: Path, request: ReplayRequest, wait_s: float, holder: str) -> ReplayReport:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = directory / f"{time.time_ns():020d}-{secrets.token_hex(4)}.request"
-    answer = path.with_suffix(".answer")
-    durable.replace(path, msgspec.json.encode(request))
-    deadline = time.monotonic() + wait_s
-    pause = threading.Event()
-    while not answer.exists():
-        if time.monotonic() > deadline:
-            raise StoreUnavailable(
-                f"{holder} has not answered within {wait_s} s; the request {path} stays and will be carried out"
-            )
-        pause.wait(0.05)
-    report = msgspec.json.decode(answer.read_bytes(), type=ReplayReport)
-    answer.unlink()
-    if report.error:
-        raise LogsvcError(report.error)
-    return report
 
 
 def _restamped(entry: Entry, ingested_us: int) -> Entry | None:
