@@ -19,9 +19,9 @@ from typing import Any
 
 from logsvc.errors import QuerySyntaxError
 from logsvc.fields import LEVELS, MAX_TOKEN_CHARS, TASK_STATUSES, FieldType, resolve
+from logsvc.matching import Candidate
 from logsvc.query import MAX_QUERY_BYTES, Node, Words, parse
 from logsvc.records import Entry
-from tests.support.oracle import Stored
 from tests.support.records import T0, make_entry, rfc3339
 
 NOW_US = T0 + 3_600_000_000
@@ -98,25 +98,25 @@ class Generator:
     def __init__(self, seed: int, tenant: str = "default") -> None:
         self.rng = random.Random(seed)
         self.tenant = tenant
-        self.records: list[Stored] = []
+        self.records: list[Candidate] = []
         self.replaced = 0
         """Letters taken out of ``error.type`` because Python's Unicode tables do not know them yet: its words are
         split by Elasticsearch's own tables, the one known difference (logsvc/store/elastic.py)."""
-        self._by_field: dict[str, list[Stored]] = {}
-        self._focus: Stored | None = None  # Whose values the parts of a conjunction share, or it would have no hits.
+        self._by_field: dict[str, list[Candidate]] = {}
+        self._focus: Candidate | None = None  # Whose values the parts of a conjunction share, or it would have no hits.
 
     # Records
 
     def make_records(self, n: int) -> list[Entry]:
         """Return ``n`` records over a few days, in Unicode's form NFC as ingest leaves them."""
         entries = [self._entry(seq) for seq in range(1, n + 1)]
-        self.records = [Stored(entry) for entry in entries]
+        self.records = [Candidate(entry.source) for entry in entries]
         for stored in self.records:
             for name in self._names(stored):
                 self._by_field.setdefault(name, []).append(stored)
         return entries
 
-    def _names(self, stored: Stored) -> list[str]:
+    def _names(self, stored: Candidate) -> list[str]:
         return [*stored.source, *(f"labels.{key}" for key in stored.source.get("labels", ()))]
 
     def _entry(self, seq: int) -> Entry:
