@@ -2,8 +2,8 @@
 
 What a command ends with is one of ``client.Exit``; what goes wrong is one sentence on standard error.
 
-``search``, ``tail`` and ``tickets`` talk to a running service (``LOGSVC_URL``, ``LOGSVC_API_KEY``);
-``serve``, ``keys``, ``deadletters`` and ``journal`` work on the data directory (``LOGSVC_DATA_DIR``).
+``search``, ``tail``, ``erase`` and ``tickets`` talk to a running service (``LOGSVC_URL``, ``LOGSVC_API_KEY``);
+``serve``, ``keys``, ``deadletters``, ``journal``, ``backup`` and ``restore`` work on the data directory (``LOGSVC_DATA_DIR``).
 
 Modules are imported by the commands that need them, so that ``--help`` answers at once.
 """
@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import msgspec
 import typer
+from typer.core import TyperGroup
 
 from logsvc import __version__, terminal
 from logsvc.client import Client, ClientError, Exit, SearchPage
@@ -39,6 +40,11 @@ HELP = """Find out what broke, since when, and why we think so.
 Start a service with `logsvc serve`, see it work with `logsvc demo`, and ask `logsvc doctor` when
 something is off. Applications ship with `shippers.LogHandler`, `shippers.LoguruSink`, or
 `python -m shippers.agent`.
+"""
+
+_BACKUPS = """Backups of everything a service keeps; `logsvc restore` puts one back.
+
+`logsvc backup /mnt/backups/logsvc --keep 7` makes one, beside a running service.
 """
 
 EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in Exit) + "."
@@ -282,6 +288,48 @@ def loss(
             terminal.console().print(terminal.loss_view(body))
 
 
+@app.command()
+def erase(
+    q: Annotated[str, typer.Argument(help="As for search; * for everything.")],
+    start: Annotated[str | None, typer.Option("--from", help="RFC 3339, or relative: now-15m.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="RFC 3339, or relative; now if missing.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many records it would be.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: UrlOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Erase every record that a query finds, for good; needs a key with the scope `admin`.
+
+    It shows how many there are, asks, and leaves a line in `DATA_DIR/erasures.jsonl`. Gone are the
+    records in the store, the journal and the dead letters. Not gone are those in backups
+    (`logsvc backup --keep` drops old ones) and the samples on tickets.
+
+    Example: `logsvc erase 'user.hash:9f2c…' --dry-run`
+    """
+    with _explained(q):
+        client = Client(url)
+        asked = {"q": q, "from": start}
+        found = client.post("/api/v1/erasures", **asked, to=end)
+        matched, until = found["matched"], found["to"]
+        if dry_run:
+            _say_erased(output, found, f"{matched} records match; nothing was erased")
+            return
+        if not yes:
+            if not sys.stdin.isatty():
+                raise BadInput(f"{matched} records match; say --yes to erase them where nobody can be asked")
+            typer.confirm(f"Erase {matched} records for good?", abort=True, err=True)
+        # The same records as those that were counted: up to the same moment, and as many.
+        found = client.post("/api/v1/erasures", **asked, to=until, expected=matched)
+        _say_erased(output, found, f"erased {found['erased']} records and {found['dead_letters']} dead letters")
+
+
+def _say_erased(output: Output, found: dict[str, Any], sentence: str) -> None:
+    if output is Output.JSON:
+        _print_json(found)
+    else:
+        terminal.console().print(sentence)
+
+
 @tickets_app.command("list")
 def tickets_list(
     state: Annotated[str | None, typer.Option(help="open, acknowledged or resolved.")] = None,
@@ -455,6 +503,195 @@ def _quota(records_per_second: str | None, bytes_per_second: str | None, burst: 
             option = "--burst" if name == "burst_s" else "--" + name.replace("_", "-")
             raise BadInput(f"{option} is {text!r}; expected {exc}, or default") from None
     return quota
+
+
+class _Backups(TyperGroup):
+    """Commands on backups; ``logsvc backup FOLDER`` makes one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["create", *args])
+
+
+backup_app = typer.Typer(cls=_Backups, help=_BACKUPS, no_args_is_help=True)
+app.add_typer(backup_app, name="backup")
+FolderArgument = Annotated[Path, typer.Argument(help="Folder of backups, outside the data directory.")]
+IdOption = Annotated[str | None, typer.Option("--backup", help="Which one, as `backup list` shows it; the newest.")]
+
+
+@backup_app.command("create")
+def backup_create(
+    folder: FolderArgument,
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=1, help="How many to keep, this one included; all if missing.")
+    ] = None,
+    config: ConfigOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Make a backup while the service runs, or of what it left; `logsvc backup FOLDER` is enough.
+
+    It holds records, journal, dead letters, tickets and keys (hashed). What did not change since the
+    last backup in the folder is not copied again. Erased records stay in earlier backups until
+    `--keep` removes those.
+    """
+    from datetime import UTC, datetime
+
+    from logsvc import backup
+    from logsvc.settings import load
+
+    with _explained():
+        settings = load(config)
+        state = backup.state_path(settings.state.url)
+        report = backup.back_up(
+            settings.data_dir,
+            folder,
+            now=datetime.now(UTC),
+            state=state,
+            server=_snapshots(settings),
+            open_store=lambda: _open_store(settings),
+            keep=keep,
+        )
+        made = report.manifest
+        if output is Output.JSON:
+            _print_json({**_about(made), "copied_bytes": report.copied_bytes})
+            return
+        terminal.console().print(
+            f"[green]backup {made.id}[/]: {terminal.size(made.size_bytes)} in {len(made.files)} files, "
+            f"{terminal.size(report.copied_bytes)} of them new; holds every record up to {made.through_seq}",
+            soft_wrap=True,
+        )
+        if not made.has_state:
+            terminal.console(is_error=True).print(
+                "[yellow]Tickets, keys and cursors are in PostgreSQL and not in it; back them up with pg_dump.[/]"
+            )
+
+
+def _snapshots(settings: Any) -> Any:
+    if settings.store.is_embedded:
+        return None
+    from logsvc.app import open_snapshots
+
+    return open_snapshots(settings)
+
+
+def _open_store(settings: Any) -> Any:
+    from logsvc.app import open_store
+
+    return open_store(settings)
+
+
+def _about(made: Any) -> dict[str, Any]:
+    names = ("id", "created_at", "version", "store", "has_state", "through_seq", "size_bytes")
+    return {name: getattr(made, name) for name in names}
+
+
+@backup_app.command("list")
+def backup_list(folder: FolderArgument, output: OutputOption = Output.TEXT) -> None:
+    """List the backups in a folder, the oldest first."""
+    from logsvc import backup
+
+    with _explained():
+        found = backup.manifests(folder)
+        if output is Output.JSON:
+            _print_json({"backups": [_about(made) for made in found]})
+            return
+        rows = [
+            (made.id, made.store, terminal.size(made.size_bytes), str(made.through_seq), made.version) for made in found
+        ]
+        columns = ("Backup (UTC)", "Records in", "Size", "Up to record", "logsvc")
+        terminal.console().print(terminal.table(None, columns, rows))
+
+
+@backup_app.command("verify")
+def backup_verify(
+    folder: FolderArgument, id: IdOption = None, config: ConfigOption = None, output: OutputOption = Output.TEXT
+) -> None:
+    """Read a backup and compare every byte with what was written; ends with 1 if anything differs."""
+    from logsvc import backup
+    from logsvc.settings import load
+
+    with _explained():
+        made = backup.manifest(folder, id)
+        server = _snapshots(load(config)) if made.store == "elasticsearch" else None
+        wrong = backup.verify(folder, made, server)
+        if output is Output.JSON:
+            _print_json({**_about(made), "wrong": wrong})
+        else:
+            for text in wrong:
+                terminal.console().print(f"[red]✗[/] {_escape(text)}", soft_wrap=True)
+            if not wrong:
+                terminal.console().print(
+                    f"[green]{made.id} is whole:[/] {len(made.files)} files, {terminal.size(made.size_bytes)}"
+                )
+        if wrong:
+            raise typer.Exit(Exit.NO)
+
+
+@app.command()
+def restore(
+    folder: FolderArgument,
+    id: IdOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is in the data directory (and in Elasticsearch).")
+    ] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Put a backup back into the data directory (`LOGSVC_DATA_DIR`); `logsvc serve` goes on from it.
+
+    The service must not run. Every file is checked before anything is replaced. Records that were
+    erased after the backup was made come back with it: erase them again.
+    """
+    from logsvc import backup
+    from logsvc.settings import load
+
+    with _explained():
+        settings = load(config)
+        made = backup.manifest(folder, id)
+        backup.restore(
+            folder,
+            made,
+            settings.data_dir,
+            state=backup.state_path(settings.state.url),
+            server=_snapshots(settings),
+            overwrite=overwrite,
+        )
+        terminal.console().print(
+            f"restored [green]{made.id}[/] into {_escape(str(settings.data_dir))}; start it with `logsvc serve`",
+            soft_wrap=True,
+        )
+
+
+@app.command()
+def reindex(config: ConfigOption = None) -> None:
+    """Bring the records' indices to this version, after an upgrade that says that they differ.
+
+    In Elasticsearch each index is copied into a new one while it is searched and written, and then
+    exchanged in one step. The embedded index is written anew beside the running service; stop that
+    then and run the command again: it does what came since and puts the new index in place, within
+    seconds. What was done before an interruption is not done again.
+    """
+    from rich.progress import Progress
+
+    from logsvc.app import REINDEXED
+    from logsvc.app import reindex as bring_up_to_date
+    from logsvc.settings import load
+
+    with _explained():
+        settings = load(config)
+        with Progress(console=terminal.console(is_error=True), transient=True) as progress:
+            tasks: dict[str, Any] = {}
+
+            def show(name: str, done: int, total: int) -> None:
+                if name not in tasks:
+                    tasks[name] = progress.add_task(_escape(name), total=total)
+                progress.update(tasks[name], completed=done, total=total)
+
+            done = bring_up_to_date(settings, show)
+        is_prepared = settings.store.is_embedded and (settings.data_dir / REINDEXED).exists()
+        terminal.console().print(
+            f"{done} indices written anew; stop the service and run this again to put them in place"
+            if is_prepared
+            else f"{done} indices brought up to date"
+        )
 
 
 @contextmanager

@@ -38,13 +38,14 @@ from logsvc import journal as journals
 from logsvc.api import create_api
 from logsvc.api.connections import HttpProtocol
 from logsvc.api.services import Services
+from logsvc.backup import INDEX, ServerSnapshots, Snapshotter, held, refuse_half_restored, take_snapshot
 from logsvc.canary import CHANNEL, Canary, CanaryNotifier, DeadMansSwitch, ServiceCourse
 from logsvc.canary import FILE as CANARY_FILE
 from logsvc.crew import Crew
 from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.deadletters import DeadLetters
 from logsvc.detection import Detection
-from logsvc.errors import LogsvcError, SchemaMismatch, SettingsError, StoreUnavailable
+from logsvc.errors import DataDirectoryLocked, LogsvcError, SchemaMismatch, SettingsError, StoreUnavailable
 from logsvc.indexer import CHECKPOINT, Indexer, Pipeline
 from logsvc.ingest import Ingest
 from logsvc.journal import Journal
@@ -66,6 +67,10 @@ if TYPE_CHECKING:
 
 STORE_CHECK_EVERY_S = 2.0
 RETENTION_EVERY = timedelta(minutes=10)
+SNAPSHOT_WAIT_S = 300.0
+WAY_OUT = "`logsvc reindex` brings it up to date"
+REINDEXED = "index.reindexed"
+ERASURES = "erasures.jsonl"
 USER_KEY = "user-hash-key"
 
 
@@ -74,10 +79,51 @@ def open_store(settings: Settings) -> Store:
     if settings.store.is_embedded:
         from logsvc.store.embedded import EmbeddedStore
 
-        return EmbeddedStore(settings.data_dir / "index")
+        return EmbeddedStore(settings.data_dir / INDEX)
     from logsvc.store.elastic import ElasticStore
 
     return ElasticStore(settings.store.url, prefix=settings.store.prefix, retention=settings.retention.records)
+
+
+def reindex(settings: Settings, on_progress: Callable[[str, int, int], None]) -> int:
+    """Bring the store's indices to this version; return how many were not.
+
+    The embedded index takes its place only when no service runs: beside one it is prepared, all but what comes later.
+
+    Args:
+        settings: Which store.
+        on_progress: Gets what is being brought up to date, how many of its records are done, and how many it has.
+    """
+    if settings.store.is_embedded:
+        return _reindex_embedded(settings.data_dir, on_progress)
+    raise SettingsError("the records are in Elasticsearch; have it reindex them (POST _reindex)")
+
+
+def _reindex_embedded(data_dir: Path, on_progress: Callable[[str, int, int], None]) -> int:
+    """Write the index anew beside the one in use; without a service, put it in its place then."""
+    from logsvc.store import embedded
+
+    root, target = data_dir / INDEX, data_dir / REINDEXED
+    try:
+        lock = DataDirectoryLock.acquire(data_dir, "logsvc reindex")
+    except DataDirectoryLocked:
+        links = Path(take_snapshot(data_dir, "reindex", lambda: embedded.EmbeddedStore(root), SNAPSHOT_WAIT_S).path)
+        with held(links):
+            return embedded.rebuild(links / INDEX, target, on_progress)
+    with lock:
+        refuse_half_restored(data_dir)
+        rebuilt = embedded.rebuild(root, target, on_progress)
+        embedded.take_place(target, root)
+    return rebuilt
+
+
+def open_snapshots(_settings: Settings) -> ServerSnapshots:
+    """Return what keeps snapshots of records on a server.
+
+    Raises:
+        SettingsError: If there are none.
+    """
+    raise SettingsError("the records are in Elasticsearch; have it keep them in snapshots of its own (PUT _snapshot)")
 
 
 def run(settings: Settings) -> int:
@@ -110,6 +156,7 @@ class Service:
         with self._stack:
             _raise_descriptor_limit()
             self._stack.enter_context(DataDirectoryLock.acquire(settings.data_dir))
+            refuse_half_restored(settings.data_dir)
             # Bound before anything is opened: a port in use must not cost a recovery.
             listener = self._listen()
             self._settings = settings.listening_on(listener.getsockname()[1])
@@ -207,6 +254,11 @@ class Service:
         replayer = replay.Replayer(settings.data_dir / replay.DIRECTORY, journal, dead_letters, clock)
         replayer.start()
         stack.callback(replayer.close)
+        snapshotter = Snapshotter(
+            settings.data_dir, store, journal, lambda call: indexer.run_exclusive(call, SNAPSHOT_WAIT_S)
+        )
+        snapshotter.start()
+        stack.callback(snapshotter.close)
         telemetry.watch("clock_behind_seconds", lambda: clock.behind_us / US_PER_S)
         pipeline = Pipeline([ingest, replayer], journal, indexer)
         canary_notifier = CanaryNotifier()
@@ -241,6 +293,7 @@ class Service:
             tenant=settings.tenant,
             acks_from_store=settings.server.ack == "store",
             stopping=self._stopping,
+            erasures=settings.data_dir / ERASURES,
         )
         expiry = _Expiry(store, settings.retention.records)
         indexer.every(RETENTION_EVERY, expiry, "retention")
@@ -319,7 +372,7 @@ class Service:
             logger.warning("the store does not answer; records wait in the journal: {}", exc)
             return False
         if differences:
-            raise SchemaMismatch("the store's mapping", differences)
+            raise SchemaMismatch("the store's mapping", [*differences, WAY_OUT])
         return True
 
     def _keep_checking(self, store: Store) -> None:

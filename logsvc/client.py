@@ -18,6 +18,7 @@ import msgspec
 
 from logsvc.names import KEY_RULE, is_key
 
+_CHANGE_TIMEOUT_S = 600.0
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 
@@ -108,7 +109,13 @@ class Client:
 
     def get(self, path: str, shape: Any = dict[str, Any], /, **params: str | int | None) -> dict[str, Any]:
         """Return the JSON that ``path`` answers, checked to fit ``shape``; parameters that are None are left out."""
-        response = self._send(path, params)
+        return self._decoded(self._send(path, params), shape)
+
+    def post(self, path: str, shape: Any = dict[str, Any], /, **params: str | int | None) -> dict[str, Any]:
+        """Do as ``get`` does, with a request that changes something."""
+        return self._decoded(self._send(path, params, method="POST", timeout_s=_CHANGE_TIMEOUT_S), shape)
+
+    def _decoded(self, response: httpx.Response, shape: Any) -> dict[str, Any]:
         try:
             body = msgspec.json.decode(response.content, type=dict[str, Any])
             msgspec.convert(body, shape)
@@ -159,10 +166,13 @@ class Client:
         """Close the connection."""
         self._http.close()
 
-    def _send(self, path: str, params: Mapping[str, str | int | None]) -> httpx.Response:
+    def _send(
+        self, path: str, params: Mapping[str, str | int | None], method: str = "GET", timeout_s: float | None = None
+    ) -> httpx.Response:
         chosen = {name: value for name, value in params.items() if value is not None}
+        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
         with self._reached():
-            response = self._http.get(path, params=chosen)
+            response = self._http.request(method, path, params=chosen, timeout=timeout)
         self._check(response)
         return response
 

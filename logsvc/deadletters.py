@@ -22,7 +22,7 @@ import base64
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -226,6 +226,31 @@ class DeadLetters:
                 self._write([_encoder.encode({"replayed": id, "time": time}) for id in new])
                 self._replayed.update(new)
                 self._steps -= Counter(ids[id] for ids in self._ids.values() for id in new if id in ids)
+
+    def erase(self, is_gone: Callable[[DeadLetter], bool]) -> int:
+        """Remove every letter that is to go, for good, and return how many; each file wholly or not at all."""
+        erased = 0
+        with self._lock:
+            for path, ids in self._ids.items():
+                kept, gone = [], set()
+                for text, line in _lines(path):
+                    if line.id is not None and is_gone(_letter_decoder.decode(text)):
+                        gone.add(line.id)
+                    else:
+                        kept.append(text)
+                if not gone:
+                    continue
+                durable.replace(path, b"".join(kept))
+                if path == self._path:
+                    os.close(self._fd)
+                    self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                waiting = gone - self._replayed
+                self._steps -= Counter(ids[id] for id in waiting)
+                for id in gone:
+                    del ids[id]
+                erased += len(waiting)
+                self._replayed -= gone
+        return erased
 
     def close(self) -> None:
         """Release the file; idempotent."""

@@ -56,3 +56,13 @@ def replace(path: Path, data: bytes) -> None:
     """Give ``path`` the content ``data``, wholly or not at all."""
     write_aside(path, data).replace(path)
     sync_directory(path.parent)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add ``line`` and a line end to the file at ``path``, made for its owner alone if missing."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, line + b"\n")
+        sync(fd)
+    finally:
+        os.close(fd)

@@ -19,6 +19,7 @@
     ├── QueryTooExpensive        a query ran into its bound in time or buckets
     ├── SchemaMismatch           the state's schema or the store's mapping differs; .differences
     ├── DataDirectoryLocked      another serve runs on the data directory; .holder
+    ├── Conflict                 409: what was to be changed is not as it was said to be
     ├── TicketConflict           the ticket's state does not allow the change
     └── DeliveryFailed           a notifier could not deliver now, carries .retry_after_s
         └── ChannelGone          its receiver is gone for good
@@ -141,6 +142,12 @@ class DataDirectoryLocked(LogsvcError):
     def __init__(self, path: str, holder: str) -> None:
         super().__init__(f"data directory {path} is in use by {holder}; stop it first or choose another directory")
         self.holder = holder
+
+
+class Conflict(LogsvcError):
+    """What was to be changed is not as it was said to be; nothing was done."""
+
+    status = 409
 
 
 class TicketConflict(LogsvcError):

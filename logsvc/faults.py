@@ -21,6 +21,8 @@ The points, in the order of the path:
 - ``indexer.after_checkpoint``: the checkpoint has moved, the journal is untrimmed
 - ``journal.after_trim``: one segment is removed
 - ``replay.after_append``: a replayed record is in the journal again, not yet marked
+- ``backup.copied``: all files of a backup are copied, and nothing says yet that it is one
+- ``restore.copied``, ``restore.moving``, ``restore.moved``: all is aside, about to be moved, one part is in place
 
 What no test can bring about from outside without breaking the machine for everybody is told to a
 running process by the file that ``LOGSVC_TEST_FAULTS`` names, one line each, read anew at every use:
@@ -58,6 +60,10 @@ POINTS = frozenset(
         "indexer.after_checkpoint",
         "journal.after_trim",
         "replay.after_append",
+        "backup.copied",
+        "restore.copied",
+        "restore.moving",
+        "restore.moved",
     }
 )
 

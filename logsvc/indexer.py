@@ -31,17 +31,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from loguru import logger
 
 from logsvc import durable, faults
-from logsvc.deadletters import DeadLetters
+from logsvc.deadletters import DeadLetter, DeadLetters
 from logsvc.errors import StoreUnavailable
 from logsvc.journal import Journal
 from logsvc.ledger import is_note
-from logsvc.query import Node
+from logsvc.matching import Candidate, matches
+from logsvc.query import MatchAll, Node
 from logsvc.records import Entry
 from logsvc.store import AppendResult, Refusal, Span, Store
 from logsvc.timestamps import US_PER_S, Clock, system_clock
@@ -90,6 +91,13 @@ class IndexerStatus:
     skipped_total: int
     dead_total: int
     retries_total: int
+
+
+class Erased(NamedTuple):
+    """How many records went from the store, and how many dead letters."""
+
+    records: int
+    dead_letters: int
 
 
 class _Totals:
@@ -301,8 +309,8 @@ class Indexer:
             self._scheduled.append(_Scheduled(name, call, interval_us, self._clock()))
             self._changed.notify_all()
 
-    def erase(self, tenant: str, query: Node, span: Span, timeout_s: float) -> int:
-        """Erase every hit that was accepted before the call, from the store and from the journal.
+    def erase(self, tenant: str, query: Node, span: Span, timeout_s: float) -> Erased:
+        """Erase every hit that was accepted before the call, from the store, the journal and the dead letters.
 
         Raises:
             TimeoutError: If the store is too far behind.
@@ -311,9 +319,20 @@ class Indexer:
         deadline = time.monotonic() + timeout_s
         if not self.wait_searchable(self._journal.last_seq, timeout_s):
             raise TimeoutError(f"the store did not catch up within {timeout_s} s; nothing was erased, try again later")
-        erased = self.run_exclusive(
-            lambda: self._store.erase(tenant, query, span), max(0.0, deadline - time.monotonic())
-        )
+
+        def is_gone(letter: DeadLetter) -> bool:
+            time_us = int(letter.entry["time_us"] or 0)
+            is_within = (span.start_us is None or time_us >= span.start_us) and (
+                span.end_us is None or time_us < span.end_us
+            )
+            # Whose JSON cannot be read, nobody can tell: it goes if everything does.
+            is_hit = query == MatchAll() or (letter.is_readable and matches(query, Candidate(letter.source)))
+            return letter.tenant == tenant and is_within and is_hit
+
+        def erase() -> Erased:
+            return Erased(self._store.erase(tenant, query, span), self._dead_letters.erase(is_gone))
+
+        erased = self.run_exclusive(erase, max(0.0, deadline - time.monotonic()))
         # The journal keeps what it has in whole segments; a closed one goes with the next trim.
         self._journal.roll()
         return erased

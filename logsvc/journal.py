@@ -839,6 +839,20 @@ class Journal:
         self._segments = [*kept, self._segments[-1]]
         return dropped
 
+    def link(self, directory: Path) -> tuple[int, dict[str, int]]:
+        """Link the segments into ``directory``, which copies nothing, and keep them there whatever is trimmed.
+
+        Returns:
+            The last sequence number that is durable in them, and of each file how many of its bytes count:
+            the last one goes on growing.
+        """
+        with self._lock:
+            sizes = {}
+            for segment in self._segments:
+                os.link(segment.path, directory / segment.path.name)
+                sizes[segment.path.name] = segment.size_bytes
+            return self._last_seq, sizes
+
     def roll(self) -> None:
         """Have the segment in use closed soon, so that ``trim`` can remove all it holds (after an erasure)."""
         with self._lock:

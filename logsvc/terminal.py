@@ -136,6 +136,19 @@ def quota(quota: Quota) -> str:
     return ", ".join([*parts, f"burst {quota.burst_s} s"]) if parts else "unlimited"
 
 
+def size(n_bytes: int) -> str:
+    """Return a number of bytes as people say it.
+
+    >>> size(512), size(3_500_000)
+    ('512 B', '3.5 MB')
+    """
+    if n_bytes < 1_000:
+        return f"{n_bytes} B"
+    power = next(n for n in (1, 2, 3, 4) if n == 4 or n_bytes < 1_000 ** (n + 1))
+    amount = n_bytes / 1_000**power
+    return f"{amount:.{0 if amount >= 10 else 1}f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
     """Return a plain table."""
     made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -46,6 +47,7 @@ class Services:
     public_url: str
     tenant: str  # the service's own, LOGSVC_TENANT
     stopping: threading.Event
+    erasures: Path  # where each erasure leaves a line
     acks_from_store: bool = False
     bodies: Room = field(default_factory=Room)
     quotas: Quotas = field(default_factory=Quotas)

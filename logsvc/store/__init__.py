@@ -13,7 +13,7 @@ What always holds:
 - Appended is not yet durable (``flush``) and not yet searchable (``refresh``).
 - Order is (``time_us``, ``seq``), both rising or both falling.
 - Methods block; callers run them in a thread. They are safe to call from several threads, but
-  ``append``, ``flush``, ``erase`` and ``expire`` are called by one thread at a time.
+  ``append``, ``flush``, ``erase``, ``expire`` and ``link`` are called by one thread at a time.
 
 Not here: when to flush or expire (indexer.py), the query language (query.py).
 """
@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from logsvc.query import Node
@@ -283,6 +284,13 @@ class Store(Protocol):
         """Drop whole days of all tenants whose last write is older than ``before_us``; return how many.
 
         A day counts as written when its newest ``event.ingested`` was, so late days are not lost at once.
+        """
+        ...
+
+    def link(self, directory: Path) -> None:
+        """Put the files of all that was flushed into ``directory`` as hard links, for a backup.
+
+        Called as ``append`` is. A store on a server has none, and is backed up by the server.
         """
         ...
 

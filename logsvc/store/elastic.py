@@ -36,6 +36,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -976,6 +977,9 @@ class ElasticStore:
                 self._ask("POST", path, timeout_s=SLOW_S)
 
     # Life
+
+    def link(self, directory: Path) -> None:
+        """Do nothing: the server keeps its own snapshots."""
 
     def health(self) -> StoreHealth:
         name = f"Elasticsearch at {self._address}"

@@ -35,12 +35,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import re
 import shutil
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -86,6 +87,7 @@ _SEPARATOR = "\x1f"
 _MAX_TERMS = 65_000  # the bucket limit of one aggregation in tantivy
 _TOP_VALUES = 100
 _REWRITE_BATCH = 5_000
+_REBUILT = "rebuilt"  # of which commit a day was written anew
 _SAME_NUMBER = 16  # records that share half an id; two are a coincidence of 1 in 10^19
 
 _DATES = tuple(f.name for f in FIELDS.values() if f.type is FieldType.DATE)
@@ -524,6 +526,21 @@ def _opstamp(path: Path) -> int:
         return 0
 
 
+def _link_commit(path: Path, target: Path) -> bool:
+    """Link the files of the last commit in ``path``; False if a merge has replaced some of them meanwhile."""
+    try:
+        os.link(path / "meta.json", target / "meta.json")
+        segments = _decode((target / "meta.json").read_bytes())["segments"]
+        ids = {segment["segment_id"].replace("-", "") for segment in segments}
+        for file in list(path.iterdir()):
+            if file.name in (".managed.json", "day.json") or file.name.partition(".")[0] in ids:
+                os.link(file, target / file.name)
+        # tantivy removes files only after it has named the others here.
+        return (path / "meta.json").samefile(target / "meta.json")
+    except FileNotFoundError:
+        return not (path / "meta.json").exists()  # nothing was ever committed
+
+
 def _day_name(number: int) -> str:
     return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=number):%Y-%m-%d}"
 
@@ -593,6 +610,7 @@ class EmbeddedStore:
         self._schema = _schema()
         self._is_closed = False
         _limit_arenas()
+        _finish_taking_place(root)
         root.mkdir(parents=True, exist_ok=True)
         self._differences = self._compare_manifest()
         if not self._differences:
@@ -612,7 +630,7 @@ class EmbeddedStore:
             durable.replace(path, msgspec.json.format(_encode(expected)))
             return []
         except msgspec.MsgspecError:
-            return [f"{path}: not JSON, so the index cannot be recognised; {self._way_out}"]
+            return [f"{path}: not JSON, so the index cannot be recognised"]
         differences = []
         if found.get("format") != expected["format"]:
             differences.append(
@@ -624,14 +642,7 @@ class EmbeddedStore:
                 differences.append(
                     f"field {name}: the index has {there.get(name, 'none')!r}, expected {wanted.get(name, 'none')!r}"
                 )
-        return [*differences, self._way_out] if differences else []
-
-    @property
-    def _way_out(self) -> str:
-        return (
-            f"start the version of logsvc that wrote it and export what is to be kept (/api/v1/export), "
-            f"or move {self._root} away to begin with an empty index"
-        )
+        return differences
 
     def _find_days(self) -> None:
         for directory in sorted(path for path in self._root.iterdir() if path.is_dir()):
@@ -951,8 +962,9 @@ class EmbeddedStore:
             width *= 32
         return self._sorted(view.searcher, query, "_us", limit, order)
 
+    @staticmethod
     def _sorted(
-        self, searcher: tantivy.Searcher, query: Query, field: str, limit: int, order: Order
+        searcher: tantivy.Searcher, query: Query, field: str, limit: int, order: Order
     ) -> list[tuple[Position, tantivy.DocAddress]]:
         direction = tantivy.Order.Desc if order is Order.NEWEST_FIRST else tantivy.Order.Asc
         hits = searcher.search(query, limit, count=False, order_by_field=field, order=direction).hits
@@ -964,7 +976,8 @@ class EmbeddedStore:
             for us, seq, address in zip(times, seqs, addresses, strict=True)
         ]
 
-    def _hit(self, searcher: tantivy.Searcher, tenant: str, position: Position, address: tantivy.DocAddress) -> Hit:
+    @staticmethod
+    def _hit(searcher: tantivy.Searcher, tenant: str, position: Position, address: tantivy.DocAddress) -> Hit:
         source = str(searcher.doc(address).get_first("_src")).encode()
         return Hit(stored_id(tenant, _event_id(source).event_id), position, source)
 
@@ -1123,22 +1136,9 @@ class EmbeddedStore:
         self._writing.pop(day, None)
         day.writer = None
         fresh = _Day(day.tenant, day.number, day.path.with_name(day.path.name + ".new"))
-        shutil.rmtree(fresh.path, ignore_errors=True)
+        kept = Query.boolean_query([(Occur.Must, _ALL), (Occur.MustNot, gone)])
         try:
-            fresh.path.mkdir()
-            fresh.open()
-            assert fresh.index is not None
-            writer = fresh.index.writer(self._heap_bytes, 1)
-            kept = Query.boolean_query([(Occur.Must, _ALL), (Occur.MustNot, gone)])
-            for entry in self._entries(view, kept):
-                _add(writer, _document(entry))
-            writer.commit()
-            fresh.reload()
-            # What was erased must not come back when the journal is replayed.
-            fresh.facts.max_seq = day.facts.max_seq
-            fresh.count()
-            fresh.write_facts()
-            writer.wait_merging_threads()
+            _write_anew(fresh, self._entries(view, kept), day.facts.max_seq, self._heap_bytes)
         except (ValueError, OSError) as exc:
             raise StoreUnavailable(f"cannot rewrite {day.path}: {exc}") from exc
         with self._lock:
@@ -1152,19 +1152,20 @@ class EmbeddedStore:
             self._opened.pop(day, None)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _entries(self, view: _View, query: Query) -> Iterator[Entry]:
+    @staticmethod
+    def _entries(view: _View, query: Query) -> Iterator[Entry]:
         """Yield what is stored as the entries it was appended as, in rising ``seq``."""
         last_seq = -1
         while True:
             later = _all([query, view.compiler.between("_seq", last_seq, None, False)])
-            found = self._sorted(view.searcher, later, "_seq", _REWRITE_BATCH, Order.OLDEST_FIRST)
+            found = EmbeddedStore._sorted(view.searcher, later, "_seq", _REWRITE_BATCH, Order.OLDEST_FIRST)
             if not found:
                 return
             addresses = [address for _, address in found]
             ingested = view.searcher.fast_field_values("_ing", addresses)
             buckets = view.searcher.fast_field_values("_dur", addresses)
             for (position, address), ingested_us, bucket in zip(found, ingested, buckets, strict=True):
-                hit = self._hit(view.searcher, view.day.tenant, position, address)
+                hit = EmbeddedStore._hit(view.searcher, view.day.tenant, position, address)
                 record = _decode(hit.source)
                 task = record.get("task.name")
                 yield Entry(
@@ -1197,6 +1198,20 @@ class EmbeddedStore:
         return len({day.number for day in expired})
 
     # Life
+
+    def link(self, directory: Path) -> None:
+        self._check_usable()
+        os.link(self._root / "manifest.json", directory / "manifest.json")
+        with self._lock:
+            days = [day for of_tenant in self._days.values() for day in of_tenant.values()]
+        for day in days:
+            target = directory / day.path.relative_to(self._root)
+            target.mkdir(parents=True)
+            if not (target.parent / "tenant.json").exists():
+                os.link(day.path.parent / "tenant.json", target.parent / "tenant.json")
+            while not _link_commit(day.path, target):
+                shutil.rmtree(target)
+                target.mkdir()
 
     def health(self) -> StoreHealth:
         name = f"embedded ({_TANTIVY.split(',', maxsplit=1)[0]})"
@@ -1231,6 +1246,110 @@ def _limit_arenas() -> None:
     m_arena_max = -8
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(m_arena_max, 2)
+
+
+def _write_anew(fresh: _Day, entries: Iterable[Entry], max_seq: int, heap_bytes: int) -> None:
+    """Write ``entries`` into the new day ``fresh``, with its facts."""
+    shutil.rmtree(fresh.path, ignore_errors=True)
+    fresh.path.mkdir(parents=True)
+    fresh.open()
+    assert fresh.index is not None
+    writer = fresh.index.writer(heap_bytes, 1)
+    for entry in entries:
+        _add(writer, _document(entry))
+    writer.commit()
+    fresh.reload()
+    # What was erased must not come back when the journal is replayed.
+    fresh.facts.max_seq = max_seq
+    fresh.count()
+    fresh.write_facts()
+    writer.wait_merging_threads()
+
+
+# Reindexing: every day written anew by this version, beside the index, which then takes its place.
+
+
+def rebuild(source: Path, target: Path, on_progress: Callable[[str, int, int], None]) -> int:
+    """Write what ``target`` lacks of the index in ``source``, of whatever version, and return how many days that was.
+
+    What was done before, and did not change in ``source`` since, stays; what left ``source`` goes.
+
+    Args:
+        source: An index, or links to one, to which nothing is written meanwhile.
+        target: Where it is written anew.
+        on_progress: Gets the day, how many of its records are done, and how many it has.
+
+    Raises:
+        SchemaMismatch: If this version's tantivy cannot read the files.
+    """
+    target.mkdir(mode=0o700, exist_ok=True)
+    durable.replace(target / "manifest.json", msgspec.json.format(_encode(_manifest())))
+    wanted = {path.parent: path for path in sorted(source.glob("*/*/meta.json"), reverse=True)}
+    for path in [path for path in target.glob("*/*") if path.is_dir()]:
+        if source / path.relative_to(target) not in wanted:
+            shutil.rmtree(path)
+    rebuilt = 0
+    for directory, meta in sorted(wanted.items(), key=lambda item: item[0].name, reverse=True):
+        number = _day_number(directory.name)
+        if number is None:
+            continue
+        into = target / directory.relative_to(source)
+        mark = blake2b(meta.read_bytes(), digest_size=16).hexdigest().encode()
+        with contextlib.suppress(FileNotFoundError):
+            if (into / _REBUILT).read_bytes() == mark:
+                continue
+        into.parent.mkdir(mode=0o700, exist_ok=True)
+        tenant = (directory.parent / "tenant.json").read_bytes()
+        durable.replace(into.parent / "tenant.json", tenant)
+        day = _Day(_decode(tenant)["tenant"], number, directory)
+        fresh = _Day(day.tenant, number, into.with_name(into.name + ".new"))
+        try:
+            day.index = tantivy.Index.open(str(directory))
+            day.index.config_reader("manual")
+            day.reload()
+            assert day.searcher is not None
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                day.facts = msgspec.json.decode((directory / "day.json").read_bytes(), type=_DayFacts)
+            day.count()
+            view = _View(day, day.searcher, _Compiler(day.index.schema, day.searcher))
+            entries = _counted(EmbeddedStore._entries(view, _ALL), f"{day.tenant} {directory.name}", day, on_progress)
+            _write_anew(fresh, entries, day.facts.max_seq, _HEAP_BYTES)
+        except ValueError as exc:
+            way_out = "start the version of logsvc that wrote it and export what is to be kept (/api/v1/export)"
+            raise SchemaMismatch("the embedded index", [f"{directory}: {exc}", way_out]) from exc
+        durable.replace(fresh.path / _REBUILT, mark)
+        shutil.rmtree(into, ignore_errors=True)
+        fresh.path.rename(into)
+        durable.sync_directory(into.parent)
+        rebuilt += 1
+    return rebuilt
+
+
+def _counted(
+    entries: Iterator[Entry], name: str, day: _Day, on_progress: Callable[[str, int, int], None]
+) -> Iterator[Entry]:
+    done = 0
+    for done, entry in enumerate(entries, 1):
+        yield entry
+        if done % _REWRITE_BATCH == 0:
+            on_progress(name, done, day.facts.records)
+    on_progress(name, done, day.facts.records)
+
+
+def take_place(target: Path, root: Path) -> None:
+    """Put the index that was written anew in the place of the other; a crash leaves one or the other."""
+    old = root.with_name(root.name + ".old")
+    root.rename(old)
+    target.rename(root)
+    durable.sync_directory(root.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish_taking_place(root: Path) -> None:
+    old = root.with_name(root.name + ".old")
+    if old.exists() and not root.exists():
+        old.rename(root)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _finish_rewrites(directory: Path) -> None:

@@ -167,3 +167,15 @@ def test_letters_are_listed_by_tenant_and_replayed_ones_only_on_request(tmp_path
 def test_a_letter_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match='no dead letter "12"'):
         find(tmp_path, "12")
+
+
+def test_erased_letters_are_gone_from_the_files_and_others_can_be_added(tmp_path: Path) -> None:
+    dead_letters = DeadLetters.open(tmp_path)
+    dead_letters.add([refusal(n, f"secret{n}") for n in (1, 2, 3)])
+    dead_letters.mark_replayed(["3"])
+    assert dead_letters.erase(lambda letter: letter.id in ("2", "3")) == 1
+    dead_letters.add([refusal(4)])
+    assert [letter.id for letter in letters(tmp_path, with_replayed=True)] == ["1", "4"]
+    assert dead_letters.count == 2
+    assert all(b"secret2" not in path.read_bytes() for path in tmp_path.iterdir())
+    dead_letters.close()

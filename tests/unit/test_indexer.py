@@ -283,7 +283,7 @@ def test_a_damaged_checkpoint_indexes_the_journal_again(tmp_path: Path, damage: 
 def test_every_write_to_the_store_comes_from_one_thread_exclusive_calls_included(service: Service) -> None:
     service.start()
     service.index([record(number) for number in range(10)])
-    assert service.indexer.erase("default", MatchAll(), Span(), TIMEOUT_S) == 10
+    assert service.indexer.erase("default", MatchAll(), Span(), TIMEOUT_S).records == 10
     service.index([record(11)])
     assert len(service.store.writers) == 1
     assert service.stored() == ["take 11"]
