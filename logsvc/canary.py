@@ -60,7 +60,7 @@ _FIRST_AFTER_S = 60.0  # a start has enough to do
 _RETRY_S = 300.0
 _POLL_S = 0.25
 _SLACK_S = 60.0
-_ERASE_S = 30.0
+_ERASE_S = 10.0
 
 
 class Stage(IntEnum):
