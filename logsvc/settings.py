@@ -717,7 +717,7 @@ def _check(settings: Settings) -> Settings:
         raise SettingsError(f"LOGSVC_RETENTION is {format_duration(settings.retention.records)}; expected 1d or more")
     if settings.journal.max_bytes < 2**20:
         raise SettingsError(f"LOGSVC_JOURNAL_MAX_BYTES is {settings.journal.max_bytes}; expected 1MiB or more")
-    least = detection.step + detection.grace + timedelta(seconds=10)
+    least = detection.step + detection.grace + timedelta(seconds=5)
     if settings.canary.every and settings.canary.deadline < least:
         raise SettingsError(
             f"LOGSVC_CANARY_DEADLINE is {format_duration(settings.canary.deadline)}; expected {format_duration(least)} or "

@@ -29,7 +29,7 @@ def service(tmp_path: Path, receiver: Receiver) -> Iterator[ServiceProcess]:
         LOGSVC_WINDOW="5s",
         LOGSVC_GRACE="1s",
         LOGSVC_CANARY_EVERY="1s",
-        LOGSVC_CANARY_DEADLINE="12s",
+        LOGSVC_CANARY_DEADLINE="7s",
         LOGSVC_DEAD_MANS_SWITCH_URL=f"http://127.0.0.1:{receiver.port}/s3cret",
         LOGSVC_DEAD_MANS_SWITCH_EVERY="1s",
     )
@@ -68,10 +68,14 @@ def test_a_canary_comes_through_unseen_and_one_that_does_not_is_a_ticket(
     assert service.process is not None
     (worker,) = [p for p in psutil.Process(service.process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
     worker.send_signal(signal.SIGSTOP)
-    opened = service.wait("a ticket about it", lambda: _events(service)[before:], 60)[0]
-    ticket = opened["data"]
-    assert (opened["type"], ticket["kind"], ticket["severity"]) == ("anomaly.opened", "self", "critical")
-    assert "searchable, but were not judged" in ticket["title"]
+
+    def told() -> list[dict[str, Any]]:
+        # On a busy machine one may get stuck earlier; then the ticket is updated.
+        return [e["data"] for e in _events(service)[before:] if "searchable, but were not judged" in e["data"]["title"]]
+
+    ticket = service.wait("a ticket about it", told, 60)[0]
+    assert _events(service)[before]["type"] == "anomaly.opened"
+    assert (ticket["kind"], ticket["severity"]) == ("self", "critical")
     assert service.get("/tickets")["tickets"][0]["id"] == ticket["id"]
     assert _metric(service, "logsvc_canary_up") == 0
     calls = len(receiver.requests)

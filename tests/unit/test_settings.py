@@ -194,3 +194,24 @@ def test_a_free_port_shows_in_the_address_that_people_get(tmp_path: Path) -> Non
     assert settings.listening_on(4711).server.public_url == "http://127.0.0.1:4711"
     chosen = {"LOGSVC_PORT": "0", "LOGSVC_DATA_DIR": str(tmp_path), "LOGSVC_PUBLIC_URL": "https://logs.example"}
     assert load(environ=chosen).listening_on(4711).server.public_url == "https://logs.example"
+
+
+def test_a_canary_has_time_to_be_judged_and_can_be_turned_off() -> None:
+    with pytest.raises(SettingsError, match=r"LOGSVC_CANARY_DEADLINE is 1m; expected 2m5s or more"):
+        load(environ={"LOGSVC_CANARY_DEADLINE": "1m"})
+    assert not load(environ={"LOGSVC_CANARY_DEADLINE": "1m", "LOGSVC_CANARY_EVERY": "0s"}).canary.every
+    with pytest.raises(SettingsError, match=r"LOGSVC_DEAD_MANS_SWITCH_EVERY is 0s"):
+        load(environ={"LOGSVC_DEAD_MANS_SWITCH_EVERY": "0s"})
+    with pytest.raises(SettingsError, match=r"LOGSVC_QUOTA_BURST is 1ms"):
+        load(environ={"LOGSVC_QUOTA_BURST": "1ms"})
+
+
+def test_the_service_reaches_itself_wherever_it_listens(tmp_path: Path) -> None:
+    environ = {"LOGSVC_DATA_DIR": str(tmp_path), "LOGSVC_PORT": "81", "LOGSVC_ALLOW_INSECURE_BIND": "true"}
+    for host, url in (
+        ("127.0.0.1", "http://127.0.0.1:81"),
+        ("0.0.0.0", "http://127.0.0.1:81"),
+        ("::", "http://[::1]:81"),
+        ("10.0.0.7", "http://10.0.0.7:81"),
+    ):
+        assert load(environ={**environ, "LOGSVC_HOST": host}).own_url == url
