@@ -630,9 +630,7 @@ def backup_verify(
 def restore(
     folder: FolderArgument,
     id: IdOption = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in the data directory (and in Elasticsearch).")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the data directory.")] = False,
     config: ConfigOption = None,
 ) -> None:
     """Put a backup back into the data directory (`LOGSVC_DATA_DIR`); `logsvc serve` goes on from it.
@@ -664,10 +662,9 @@ def restore(
 def reindex(config: ConfigOption = None) -> None:
     """Bring the records' indices to this version, after an upgrade that says that they differ.
 
-    In Elasticsearch each index is copied into a new one while it is searched and written, and then
-    exchanged in one step. The embedded index is written anew beside the running service; stop that
-    then and run the command again: it does what came since and puts the new index in place, within
-    seconds. What was done before an interruption is not done again.
+    The embedded index is written anew beside the running service; stop that then and run the command
+    again: it does what came since and puts the new index in place, within seconds. What was done
+    before an interruption is not done again. Elasticsearch is left to its own `_reindex`.
     """
     from rich.progress import Progress
 
