@@ -329,6 +329,52 @@ class _FlowKey(msgspec.Struct, array_like=True, frozen=True):
     protocol: str
 
 
+class _Span:
+    """Sums of the flows in a range of time, and the shorter ranges in it: what a search asks for is added up already.
+
+    Attributes:
+        sums: Accepted, numbered (both without what came again), refused, dropped, lost.
+        parts: Days, in them hours, in them the steps of flows; by start and width.
+    """
+
+    __slots__ = ("end_us", "parts", "start_us", "sums")
+
+    def __init__(self, start_us: int = 0, width_us: int = 0) -> None:
+        self.start_us = start_us
+        self.end_us = start_us + width_us
+        self.sums = [0, 0, 0, 0, 0]
+        self.parts: dict[tuple[int, int], _Span] = {}
+
+    def add(self, key: _FlowKey, flow: Flow, sign: int = 1) -> None:
+        """Add a flow; with the sign -1 take it away."""
+        figures = (
+            flow.accepted - flow.duplicated,
+            flow.numbered - flow.duplicated,  # only what is numbered is known to have come again
+            sum(flow.refused.values()),
+            sum(flow.dropped.values()),
+            flow.lost,
+        )
+        span, path = self, []
+        for width in (_DAY_US, _HOUR_US, key.width_us):
+            name = (key.start_us // width * width, width)
+            path.append((span, name))
+            span = span.parts.setdefault(name, _Span(*name))
+            span.sums = [mine + sign * figure for mine, figure in zip(span.sums, figures, strict=True)]
+        for parent, name in reversed(path):
+            if not parent.parts[name].parts and not any(parent.parts[name].sums):
+                del parent.parts[name]
+
+    def within(self, low_us: int, high_us: int) -> list[int]:
+        """Return the sums of all flows that reach into a range."""
+        total = [0, 0, 0, 0, 0]
+        for part in self.parts.values():
+            if part.start_us < high_us and part.end_us > low_us:
+                is_whole = not part.parts or (low_us <= part.start_us and part.end_us <= high_us)
+                sums = part.sums if is_whole else part.within(low_us, high_us)
+                total = [one + other for one, other in zip(total, sums, strict=True)]
+        return total
+
+
 class _Incident(msgspec.Struct):
     """An open ticket about losses."""
 
@@ -348,6 +394,7 @@ class _Tenant:
     def __init__(self) -> None:
         self.epochs: dict[str, Epoch] = {}
         self.flows: dict[_FlowKey, Flow] = {}
+        self.sums = _Span()
         self.incident: _Incident | None = None
         self.backlog: deque[list[int]] = deque()  # [last seq, records, first event.ingested]
 
@@ -540,6 +587,7 @@ class Ledger:
         width = _STEP_US if at_us > self._clock() - _DAY_US else _HOUR_US
         key = _FlowKey(at_us // width * width, width, key_id, protocol)
         of.flows.setdefault(key, Flow()).add(flow)
+        of.sums.add(key, flow)
         self._dirty.add((tenant, _row(key)))
 
     def _note_backlog(self, tenant: str, seq: int, records: int, ingested_us: int) -> None:
@@ -583,7 +631,9 @@ class Ledger:
             if kind == "epoch":
                 of.epochs[rest] = msgspec.json.decode(value, type=Epoch)
             elif kind == "flow":
-                of.flows[msgspec.json.decode(rest, type=_FlowKey)] = msgspec.json.decode(value, type=Flow)
+                flow_key = msgspec.json.decode(rest, type=_FlowKey)
+                of.flows[flow_key] = msgspec.json.decode(value, type=Flow)
+                of.sums.add(flow_key, of.flows[flow_key])
             elif kind == "incident":
                 of.incident = msgspec.json.decode(value, type=_Incident)
         self._taken = set(self._meta.taken)
@@ -654,6 +704,7 @@ class Ledger:
                 if not is_over and (key.width_us == _HOUR_US or key.start_us > now_us - _DAY_US):
                     continue
                 del of.flows[key]
+                of.sums.add(key, flow, -1)
                 self._dirty.add((tenant, _row(key)))
                 if not is_over:
                     self._add_flow(tenant, of, key.start_us, key.key_id, key.protocol, flow)
@@ -692,16 +743,7 @@ class Ledger:
         with self._lock:
             of = self._tenants.get(tenant)
             if of is not None:
-                for key, flow in of.flows.items():  # spelled out: every search asks
-                    if key.start_us < high and key.start_us + key.width_us > low:
-                        accepted += flow.accepted - flow.duplicated
-                        if flow.numbered:
-                            numbered += flow.numbered - flow.duplicated
-                        if flow.refused:
-                            missing.refused += sum(flow.refused.values())
-                        if flow.dropped:
-                            missing.dropped += sum(flow.dropped.values())
-                        missing.lost += flow.lost
+                accepted, numbered, missing.refused, missing.dropped, missing.lost = of.sums.within(low, high)
                 deadline_us = self._deadline_us
                 for epoch in of.epochs.values():
                     if epoch.holes or epoch.settled or (epoch.queued and low <= epoch.at_us < high):

@@ -407,3 +407,25 @@ def test_what_a_statement_names_is_masked_and_bounded() -> None:
 def test_a_note_is_no_record() -> None:
     assert is_note(note_entry("default", NOW_US, Note(key_id="k", protocol="native")))
     assert not is_note(make_entry(1))
+
+
+def test_a_range_of_time_sums_the_same_flows_as_loss_lists_also_after_they_were_joined_and_a_crash(rig: Rig) -> None:
+    rng = random.Random(7)
+    for _ in range(300):
+        rig.pass_s(rng.choice((1, 60, 400, 5_000)))
+        emitted_us = rig.clock.now_us - rng.choice((0, 600, 20_000, 200_000)) * US_PER_S
+        epoch, records = f"e{rng.randrange(9)}", rng.randrange(20)
+        rig.send(said(rng.randrange(1, 400), records, epoch=epoch, at_us=emitted_us, dropped={"queue_full": 3}))
+        rig.send(None, accepted=rng.randrange(5))
+    rig.ledger.tick()
+    for _ in range(2):
+        for _ in range(50):
+            since_us = rng.randrange(NOW_US - DAY_US, rig.clock.now_us)
+            until_us = since_us + rng.choice((1, 300, 3_600, 50_000, 400_000)) * US_PER_S
+            complete = rig.ledger.completeness("default", since_us, until_us)
+            clients: Any = rig.ledger.loss("default", since_us, until_us)["clients"]
+            arrived = sum(client["accepted"] - client["duplicated"] for client in clients)
+            assert complete.searchable == arrived
+            assert complete.missing.dropped == sum(sum(client["dropped"].values()) for client in clients)
+            assert complete.missing.lost >= sum(client["lost"] for client in clients)
+        rig.crash()
