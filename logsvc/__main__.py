@@ -605,7 +605,9 @@ def backup_list(folder: FolderArgument, output: OutputOption = Output.TEXT) -> N
 def backup_verify(
     folder: FolderArgument, id: IdOption = None, config: ConfigOption = None, output: OutputOption = Output.TEXT
 ) -> None:
-    """Read a backup and compare every byte with what was written; ends with 1 if anything differs."""
+    """Read a backup and compare every byte with what was written; ends with 1 if anything differs.
+
+    What is damaged is set aside, so that the next backup copies it anew."""
     from logsvc import backup
     from logsvc.settings import load
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import resource
 import secrets
@@ -23,8 +24,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -45,7 +46,7 @@ from logsvc.crew import Crew
 from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.deadletters import DeadLetters
 from logsvc.detection import Detection
-from logsvc.errors import DataDirectoryLocked, LogsvcError, SchemaMismatch, SettingsError, StoreUnavailable
+from logsvc.errors import Conflict, DataDirectoryLocked, LogsvcError, SchemaMismatch, SettingsError, StoreUnavailable
 from logsvc.indexer import CHECKPOINT, Indexer, Pipeline
 from logsvc.ingest import Ingest
 from logsvc.journal import Journal
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
 STORE_CHECK_EVERY_S = 2.0
 RETENTION_EVERY = timedelta(minutes=10)
+SNAPSHOTS_TIDIED_EVERY = timedelta(minutes=1)
 SNAPSHOT_WAIT_S = 300.0
 WAY_OUT = "`logsvc reindex` brings it up to date"
 REINDEXED = "index.reindexed"
@@ -104,17 +106,41 @@ def _reindex_embedded(data_dir: Path, on_progress: Callable[[str, int, int], Non
     from logsvc.store import embedded
 
     root, target = data_dir / INDEX, data_dir / REINDEXED
-    try:
-        lock = DataDirectoryLock.acquire(data_dir, "logsvc reindex")
-    except DataDirectoryLocked:
-        links = Path(take_snapshot(data_dir, "reindex", lambda: embedded.EmbeddedStore(root), SNAPSHOT_WAIT_S).path)
-        with held(links):
-            return embedded.rebuild(links / INDEX, target, on_progress)
-    with lock:
-        refuse_half_restored(data_dir)
-        rebuilt = embedded.rebuild(root, target, on_progress)
-        embedded.take_place(target, root)
+    if not data_dir.is_dir():
+        raise SettingsError(f"{data_dir} holds no index; expected the folder that LOGSVC_DATA_DIR names")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(DataDirectoryLock.acquire(data_dir, "logsvc reindex"))
+            source = root
+        except DataDirectoryLocked:
+            links = take_snapshot(data_dir, "reindex", lambda: embedded.EmbeddedStore(root), SNAPSHOT_WAIT_S).path
+            stack.enter_context(held(Path(links)))
+            source = Path(links) / INDEX
+        if source == root:
+            refuse_half_restored(data_dir)
+            embedded.finish_taking_place(root)
+        if not source.is_dir():
+            raise SettingsError(f"{data_dir} holds no index; expected the folder that LOGSVC_DATA_DIR names")
+        stack.enter_context(_alone_in(target))
+        rebuilt = embedded.rebuild(source, target, on_progress)
+        if source == root:
+            embedded.take_place(target, root)
     return rebuilt
+
+
+@contextmanager
+def _alone_in(target: Path) -> Iterator[None]:
+    """Hold the folder, made if missing, against a second command that would write the same files."""
+    target.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise Conflict(f"another reindex is writing to {target}; wait until it has ended") from exc
+        yield
+    finally:
+        os.close(fd)
 
 
 def open_snapshots(_settings: Settings) -> ServerSnapshots:
@@ -297,6 +323,7 @@ class Service:
         )
         expiry = _Expiry(store, settings.retention.records)
         indexer.every(RETENTION_EVERY, expiry, "retention")
+        indexer.every(SNAPSHOTS_TIDIED_EVERY, snapshotter.tidy, "forgotten snapshots")
         self._watch(services, detection, expiry)
         self._prove(services, detection, outbox, canary_notifier)
 

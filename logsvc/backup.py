@@ -30,6 +30,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import sqlite3
 import time
@@ -62,7 +63,8 @@ RESTORING = "restore.partial"
 
 _MOVING = ".moving"
 _CHUNK = 1 << 20
-_STALE_S = 60.0
+STALE_S = 60.0
+"""How old links are at least before they are taken for forgotten."""
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z(-[0-9]+)?")
 _LINKED = ("user-hash-key", CHECKPOINT)
 _TICKETS = "tickets.jsonl"
@@ -102,7 +104,7 @@ class ServerSnapshots(Protocol):
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True):
-    """Link everything into a folder of this name."""
+    """Link everything into a folder of this name, which no other request has."""
 
     name: str
 
@@ -150,11 +152,16 @@ class Snapshotter:
         """Stop taking requests."""
         self._errands.close()
 
+    def tidy(self) -> None:
+        """Remove links whose command is gone: they hold disk space, and text that may have been erased since."""
+        for path in (self._data_dir / DIRECTORY).iterdir():
+            # One that was just made may not be held yet.
+            if path.is_dir() and path.stat().st_mtime < time.time() - STALE_S and not _is_held(path):
+                shutil.rmtree(path, ignore_errors=True)
+
     def take(self, request: SnapshotRequest) -> Snapshot:
         """Return the links, all of one moment."""
-        for path in (self._data_dir / DIRECTORY).iterdir():
-            if path.is_dir() and path.stat().st_mtime < time.time() - _STALE_S and not _is_held(path):
-                shutil.rmtree(path, ignore_errors=True)  # whoever asked for it is gone
+        self.tidy()
         target = self._data_dir / DIRECTORY / request.name
         try:
             return self._run_exclusive(lambda: self._link(target))
@@ -386,7 +393,8 @@ def back_up(
     Raises:
         LogsvcError: If it cannot be made; nothing of it is left then but files that the next one uses.
     """
-    if not data_dir.is_dir():
+    refuse_half_restored(data_dir)
+    if not (data_dir / journals.DIRECTORY).is_dir():
         raise NotFound(f"{data_dir} is no data directory of a service; expected the folder that LOGSVC_DATA_DIR names")
     resolved = folder.resolve()
     if resolved == data_dir.resolve() or data_dir.resolve() in resolved.parents:
@@ -439,7 +447,8 @@ def _readable(folder: Path) -> Iterator[Manifest]:
 
 def take_snapshot(data_dir: Path, id: str, open_store: Callable[[], Store], wait_s: float) -> Snapshot:
     """Have the service link its files; without one, link them here. The caller holds what comes, and so removes it."""
-    request = SnapshotRequest(id)
+    # Commands of the same second, into different folders, would otherwise remove each other's links.
+    request = SnapshotRequest(f"{id}-{secrets.token_hex(4)}")
     try:
         lock = DataDirectoryLock.acquire(data_dir, "logsvc backup")
     except DataDirectoryLocked as exc:
@@ -472,10 +481,8 @@ class _Copier:
         with open(path, "rb") as source:
             sha256 = _copy(source.fileno(), aside, size, path)
         self.copied_bytes += size
+        # Over what may be there: it has not been read, and this is whole.
         blob = _blob(self._folder, sha256)
-        if _has_size(blob, size):
-            aside.unlink()
-            return sha256
         if not blob.parent.is_dir():
             blob.parent.mkdir(mode=0o700)
             durable.sync_directory(blob.parent.parent)
@@ -516,7 +523,11 @@ def _copy_state(copier: _Copier, state: Path) -> BackedFile:
     aside.unlink(missing_ok=True)
     os.close(os.open(aside, os.O_WRONLY | os.O_CREAT, 0o600))
     try:
-        with closing(sqlite3.connect(state)) as source, closing(sqlite3.connect(aside)) as target:
+        # Never made: an empty database would look like a state.
+        with (
+            closing(sqlite3.connect(f"{state.absolute().as_uri()}?mode=rw", uri=True)) as source,
+            closing(sqlite3.connect(aside)) as target,
+        ):
             source.backup(target)
             # One file then, without a log beside it.
             target.execute("PRAGMA journal_mode=DELETE")
@@ -553,6 +564,8 @@ def _prune(folder: Path, keep: int | None, server: ServerSnapshots | None) -> No
 def verify(folder: Path, made: Manifest, server: ServerSnapshots | None) -> list[str]:
     """Return what is wrong with a backup, each thing named; [] if every byte is as it was written.
 
+    A damaged file is renamed, where that can be, so that the next backup copies what it held anew.
+
     Raises:
         SettingsError: If its records are in Elasticsearch and the settings name none.
     """
@@ -580,7 +593,12 @@ def _trouble(folder: Path, file: BackedFile) -> str | None:
         return f"{file.path}: {blob} is missing"
     except OSError as exc:
         return f"{file.path}: {blob} cannot be read: {exc}"
-    return None if found == file.sha256 else f"{file.path}: {blob} is not what was written"
+    if found == file.sha256:
+        return None
+    # Out of the way, or every later backup would take it for a copy that need not be made again.
+    with suppress(OSError):
+        blob.rename(blob.with_name(f"{blob.name}.damaged"))
+    return f"{file.path}: {blob} is not what was written; take another backup, which copies it anew"
 
 
 def _needed(server: ServerSnapshots | None, made: Manifest) -> ServerSnapshots:
@@ -628,10 +646,11 @@ def restore(
         _check_room(data_dir, made, state, overwrite=overwrite)
         aside = data_dir / RESTORING
         was_moving = (aside / _MOVING).exists()
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(mode=0o700)
-        if was_moving:
-            durable.replace(aside / _MOVING, b"")
+        aside.mkdir(mode=0o700, exist_ok=True)
+        # Not the folder and what says that it is moving: without them a start would take the half for the whole.
+        for path in aside.iterdir():
+            if path.name != _MOVING:
+                _remove(path)
         durable.sync_directory(data_dir)
         for file in made.files:
             target = aside / file.path
@@ -706,7 +725,11 @@ def _move(aside: Path, data_dir: Path, state: Path | None) -> None:
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
-            shutil.copy2(path, target)
+            aside_there = target.with_name(f"{target.name}.new")
+            with open(path, "rb") as source:
+                _copy(source.fileno(), aside_there, path.stat().st_size, path)
+            aside_there.rename(target)
+        durable.sync_directory(target.parent)
         faults.reach("restore.moved")
 
 

@@ -610,7 +610,7 @@ class EmbeddedStore:
         self._schema = _schema()
         self._is_closed = False
         _limit_arenas()
-        _finish_taking_place(root)
+        finish_taking_place(root)
         root.mkdir(parents=True, exist_ok=True)
         self._differences = self._compare_manifest()
         if not self._differences:
@@ -1345,7 +1345,8 @@ def take_place(target: Path, root: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _finish_taking_place(root: Path) -> None:
+def finish_taking_place(root: Path) -> None:
+    """Bring the index back if a crash left none in its place; what was written anew stays where it is."""
     old = root.with_name(root.name + ".old")
     if old.exists() and not root.exists():
         old.rename(root)

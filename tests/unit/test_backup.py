@@ -17,9 +17,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from logsvc import backup
+from logsvc import app, backup
 from logsvc.deadletters import DeadLetters
-from logsvc.errors import BadInput, LogsvcError, NotFound, SettingsError
+from logsvc.errors import BadInput, Conflict, LogsvcError, NotFound, SettingsError
 from logsvc.indexer import Indexer
 from logsvc.journal import Journal
 from logsvc.lock import DataDirectoryLock
@@ -170,16 +170,62 @@ def test_damage_is_named_and_never_restored(tmp_path: Path, data: Path) -> None:
     damaged = bytearray(blob.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     blob.write_bytes(damaged)
-    (wrong,) = backup.verify(tmp_path / "backups", made, None)
-    assert wrong.startswith(f"{file.path}: ")
     with pytest.raises(LogsvcError, match="not what was written"):
         put_back(tmp_path)
     assert {path.name for path in (tmp_path / "other").iterdir()} == {"lock", backup.RESTORING}
-    blob.unlink()
-    assert "is missing" in backup.verify(tmp_path / "backups", made, None)[0]
-    # A damaged copy is replaced by the next backup.
+    (wrong,) = backup.verify(tmp_path / "backups", made, None)
+    assert wrong.startswith(f"{file.path}: ")
+    assert "is missing" in backup.verify(tmp_path / "backups", made, None)[0]  # it is set aside
+    # Its place is taken by the next backup, though the file in the data directory did not change.
     assert backup.verify(tmp_path / "backups", back_up(tmp_path, minutes=1).manifest, None) == []
     put_back(tmp_path)
+
+
+def test_a_damaged_copy_that_nobody_verified_is_written_over_once_it_is_read_again(tmp_path: Path, data: Path) -> None:
+    file = max(back_up(tmp_path).manifest.files, key=lambda file: file.size_bytes)
+    blob = tmp_path / "backups" / "files" / file.sha256[:2] / file.sha256
+    blob.write_bytes(bytes(file.size_bytes))
+    os.utime(data / file.path)
+    assert backup.verify(tmp_path / "backups", back_up(tmp_path, minutes=1).manifest, None) == []
+
+
+def test_backups_of_the_same_second_into_different_folders_do_not_disturb_each_other(
+    tmp_path: Path, data: Path
+) -> None:
+    with serving(data) as service:
+
+        def take() -> backup.Snapshot:
+            return backup.take_snapshot(data, "20261124T120000Z", lambda: service.store, TIMEOUT_S)
+
+        first, second = take(), take()
+        for snapshot in (first, second):
+            assert (Path(snapshot.path) / "index" / "manifest.json").is_file()
+
+
+def test_links_of_a_killed_command_go_while_the_service_runs_and_held_ones_stay(tmp_path: Path, data: Path) -> None:
+    with serving(data) as service:
+        left, held, new = (
+            Path(backup.take_snapshot(data, "x", lambda: service.store, TIMEOUT_S).path) for _ in range(3)
+        )
+        for path in (left, held):
+            os.utime(path, (0, 0))
+        with backup.held(held):
+            service.snapshotter.tidy()
+            assert set((data / "snapshots").iterdir()) == {held, new}
+
+
+def test_a_directory_without_a_service_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(NotFound, match="no data directory of a service"):
+        back_up(tmp_path)
+    assert list((tmp_path / "data").iterdir()) == []
+    assert not (tmp_path / "backups").exists()
+
+
+def test_one_reindex_at_a_time(data: Path) -> None:
+    app._reindex_embedded(data, lambda *_: None)
+    with app._alone_in(data / app.REINDEXED), pytest.raises(Conflict, match="another reindex"):
+        app._reindex_embedded(data, lambda *_: None)
 
 
 def test_a_restore_refuses_what_it_would_destroy(tmp_path: Path, data: Path) -> None:
@@ -248,6 +294,10 @@ def test_a_restore_that_was_killed_stops_a_start_until_it_is_run_again(tmp_path:
     back_up(tmp_path)
     folder = str(tmp_path / "backups")
     assert command(tmp_path, "other", "restore", folder, kill_at=point).returncode == -9
+    if point != "restore.copied":
+        # A second try is killed too: what says that the half of it is in place already stays.
+        assert command(tmp_path, "other", "restore", folder, kill_at="restore.copied").returncode == -9
+        assert (tmp_path / "other" / backup.RESTORING / ".moving").exists()
     with pytest.raises(SettingsError, match="was interrupted; run `logsvc restore` again"), serving(tmp_path / "other"):
         pass
     with serving(put_back(tmp_path)) as service:
