@@ -607,7 +607,8 @@ def backup_verify(
 ) -> None:
     """Read a backup and compare every byte with what was written; ends with 1 if anything differs.
 
-    What is damaged is set aside, so that the next backup copies it anew."""
+    What is damaged is set aside, so that the next backup copies it anew.
+    """
     from logsvc import backup
     from logsvc.settings import load
 
