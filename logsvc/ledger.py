@@ -792,14 +792,15 @@ class Ledger:
                 and (host is None or epoch.host == host)
                 and (key_id is None or epoch.key_id == key_id)
             ]
+            chosen.sort(key=lambda epoch: (epoch.ended, -epoch.heard_us))
             shippers = [_shown(epoch, deadline_us, now_us - self._grace_us) for epoch in chosen]
             clients: dict[tuple[str, str], Flow] = {}
             for key, flow in of.flows.items():
                 is_within = key.start_us < end_us and key.start_us + key.width_us > start_us
                 if is_within and (key_id is None or key.key_id == key_id):
                     clients.setdefault((key.key_id, key.protocol), Flow()).add(flow)
-        # Those who lost most first, then the ones heard of last.
-        shippers.sort(key=lambda row: (-row["lost"] - sum(row["dropped"].values()), -row["waiting"], row["heard_at"]))
+        # Those who lost most first; else who still runs, and was heard of last.
+        shippers.sort(key=lambda row: (-row["lost"] - sum(row["dropped"].values()), -row["waiting"]))
         return {
             "counted_from": format_us(self.counted_us),
             "shippers": shippers,

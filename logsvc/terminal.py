@@ -384,6 +384,8 @@ def loss_view(report: Mapping[str, Any]) -> Group:
         columns = ("Process", "State", "Heard (UTC)", "Emitted", "Accepted", "Dropped", "Waiting", "Lost")
         rows = [_shipper_row(shipper) for shipper in report["shippers"]]
         parts.append(_counted(table("Processes, since each started", columns, rows)))
+        if more := report["shippers_total"] - len(rows):
+            parts.append(Text(f"{more:,} more; --limit shows them, --service and --host choose.", style="dim"))
     if report["clients"]:
         parts.append(
             _counted(
@@ -430,7 +432,7 @@ def _counted(made: Table) -> Table:
 def _shipper_row(shipper: Mapping[str, Any]) -> tuple[str | Text, ...]:
     lost = shipper["lost"]
     return (
-        f"{shipper['service']} on {shipper['host']}, pid {shipper['pid']}",
+        f"{shipper['service'] or 'unknown service'} on {shipper['host'] or 'unknown host'}, pid {shipper['pid']}",
         Text(shipper["state"], style={"live": "green", "silent": "yellow"}.get(shipper["state"], ""), no_wrap=True),
         moment(shipper["heard_at"])[5:],
         f"{shipper['emitted']:,}",

@@ -57,6 +57,7 @@ _EXAMPLE = {
             "gaps": [],
         }
     ],
+    "shippers_total": 1,
     "clients": [
         {
             "key_id": "k-3f2a",
@@ -79,6 +80,7 @@ class LossReport(TypedDict):
     indexed: int
     data_completeness: dict[str, object]
     shippers: list[dict[str, object]]
+    shippers_total: int
     clients: list[dict[str, object]]
 
 
@@ -104,9 +106,10 @@ def loss(
     the rest nobody can know what never arrived.
 
     `shippers` are the runs of processes heard of in the range, each with its figures since it started;
-    the one that lost most comes first. `accepted` are the distinct numbers that arrived (refused ones too),
-    `duplicated` those that came again, `gaps` the newest ranges that are missing. `state` is `ended` after a goodbye, `silent` when nothing was
-    heard for LOGSVC_LOSS_GRACE, else `live`. `clients` are the sums by key and protocol, of those who number
+    the one that lost most comes first, else those that run, the last heard of first; `shippers_total` is how
+    many there are. `accepted` are the distinct numbers that arrived (refused ones too), `duplicated` those
+    that came again, `gaps` the newest ranges that are missing. `state` is `ended` after a goodbye, `silent`
+    when nothing was heard for LOGSVC_LOSS_GRACE, else `live`. `clients` are the sums by key and protocol, of those who number
     nothing too. `indexed` is how many records that arrived in the range the store holds.
     """
     ledger, now_us = services.ledger, services.clock()
@@ -125,6 +128,7 @@ def loss(
             "indexed": indexed,
             "data_completeness": msgspec.to_builtins(ledger.completeness(reader.tenant, start_us, end_us)),
             "shippers": shippers[:limit],
+            "shippers_total": len(shippers),
             **report,
         }
     )

@@ -160,6 +160,15 @@ def test_what_waits_in_a_shipper_that_fell_silent_is_lost_unless_it_can_be_read_
     }
 
 
+def test_who_lost_something_is_shown_first_and_who_runs_before_those_that_ended(rig: Rig) -> None:
+    for epoch, ended in (("done", True), ("older", False), ("newer", False), ("done-last", True)):
+        rig.pass_s(1)
+        rig.send(said(1, 10, epoch=epoch, ended=ended))
+    rig.send(said(1, 10, epoch="dropper", dropped={"queue_full": 3}, ended=True))
+    shippers: Any = rig.ledger.loss("default", 0, rig.clock.now_us + 1)["shippers"]
+    assert [shipper["epoch"] for shipper in shippers] == ["dropper", "newer", "older", "done-last", "done"]
+
+
 def test_silence_counts_only_while_this_service_listens(rig: Rig) -> None:
     rig.send(said(1, 10, queued=7))
     rig.pass_s(3_600)  # down
