@@ -177,8 +177,9 @@ def _plain(item: Item) -> Item:
 
 def work(pipe: Connection) -> None:
     """Normalise for the process at the other end of ``pipe``, until it is gone."""
-    # An interrupt in the terminal reaches the whole group; the service decides when this ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal or systemd signals the whole group; the service has slices to finish, and decides when this ends.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, OSError):
         normaliser = Normaliser(pipe.recv_bytes())
         pipe.send_bytes(b"ready")

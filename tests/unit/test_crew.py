@@ -62,6 +62,14 @@ def test_small_slices_start_no_process(crew: Crew) -> None:
     assert crew._members[0]._process is None
 
 
+def test_a_process_works_on_while_the_service_is_told_to_end(crew: Crew) -> None:
+    first = pid_of(crew)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(first, number)
+    crew.normalise(ITEMS, ORIGIN)
+    assert pid_of(crew) == first
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_slice_whose_process_ends_or_hangs_is_done_here(
     crew: Crew, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
