@@ -50,6 +50,7 @@ _HOUR_US = 3_600 * US_PER_S
 _DAY_US = 24 * _HOUR_US
 _OLDEST_STATEMENT_US = 7 * _DAY_US
 _TICK_S = 5.0
+_SLEPT_US = 60 * US_PER_S  # between two ticks
 _FOLD_EVERY_US = 600 * US_PER_S
 _QUIET_US = 1_800 * US_PER_S  # without new losses an incident is over
 _READ_RECORDS = 20_000
@@ -604,10 +605,13 @@ class Ledger:
             backlog.append([seq, records, ingested_us])
 
     def _make_room(self, tenant: str, of: _Tenant) -> None:
-        """Forget the shipper not heard of for longest when there are too many; its losses stay in the sums."""
+        """Forget a shipper when there are too many; its losses stay in the sums.
+
+        One that ended has nothing more to say; else it is the one not heard of for longest.
+        """
         if len(of.epochs) < MAX_EPOCHS:
             return
-        oldest = min(of.epochs.values(), key=lambda epoch: epoch.heard_us)
+        oldest = min(of.epochs.values(), key=lambda epoch: (not epoch.ended, epoch.heard_us))
         waiting, lost = oldest.missing(oldest.heard_us)
         if waiting + lost:
             self._add_flow(tenant, of, oldest.at_us, oldest.key_id, "native", Flow(lost=waiting + lost))
@@ -826,7 +830,14 @@ class Ledger:
     # -- raising the alarm --------------------------------------------------------------------
 
     def _run(self) -> None:
+        before_us = self._clock()
         while not self._closing.wait(_TICK_S):
+            now_us = self._clock()
+            if now_us - before_us > _SLEPT_US:
+                # The machine slept, or its clock was set: nobody can have been heard meanwhile.
+                with self._lock:
+                    self._listening_us = now_us
+            before_us = now_us
             try:
                 self.tick()
             except LogsvcError as exc:

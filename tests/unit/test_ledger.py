@@ -178,6 +178,35 @@ def test_silence_counts_only_while_this_service_listens(rig: Rig) -> None:
     assert rig.shipper()["lost"] == 7
 
 
+def test_silence_does_not_count_while_the_machine_sleeps(rig: Rig) -> None:
+    rig.send(said(1, 10, queued=7))
+
+    class Sleeps:
+        waits = 0
+
+        def wait(self, _timeout_s: float) -> bool:
+            self.waits += 1
+            rig.pass_s(8 * 3_600 if self.waits == 1 else 5)
+            return self.waits > 3
+
+    rig.ledger._closing = Sleeps()  # type: ignore[assignment]
+    rig.ledger._run()
+    assert (rig.shipper()["waiting"], rig.shipper()["lost"]) == (7, 0)
+    assert not rig.state.list_tickets("default").tickets
+    rig.pass_s(601)
+    assert rig.shipper()["lost"] == 7
+
+
+def test_many_short_runs_do_not_make_a_long_one_forgotten(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("logsvc.ledger.MAX_EPOCHS", 20)
+    rig.send(said(1, 10, epoch="server"))
+    for number in range(25):
+        rig.pass_s(1)
+        rig.send(said(1, 2, epoch=f"job{number}", ended=True))
+    shippers: Any = rig.ledger.loss("default", 0, rig.clock.now_us + 1)["shippers"]
+    assert shippers[0]["epoch"] == "server"
+
+
 def test_drops_that_a_shipper_explains_are_no_loss_without_a_word(rig: Rig) -> None:
     rig.send(said(1, 100))
     rig.send(said(201, 100, n=3, undelivered={"spool_full": 100}, dropped={"queue_full": 5}))
