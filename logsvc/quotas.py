@@ -40,12 +40,21 @@ UNLIMITED = Quota()
 class _Account:
     """Until when a key has used up its rates: a bucket's level, told as a time (GCRA, ITU-T I.371)."""
 
-    __slots__ = ("noted_at", "paid_at", "refused")
+    __slots__ = ("noted_at", "paid_at", "quota", "refused")
 
-    def __init__(self) -> None:
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
         self.paid_at = [-math.inf, -math.inf]  # of records, of bytes; later than now: in debt
         self.noted_at = -math.inf
         self.refused = 0  # since it was noted in the log
+
+    def change(self, quota: Quota, now: float) -> None:
+        """Go on with another quota: a debt is of records and bytes, so it is paid off sooner at a higher rate."""
+        for at in range(len(self.paid_at)):
+            if self.paid_at[at] > now:
+                old, new = self.quota[at], quota[at]
+                self.paid_at[at] = now + (self.paid_at[at] - now) * old / new if new else -math.inf
+        self.quota = quota
 
 
 class Quotas:
@@ -69,6 +78,8 @@ class Quotas:
         if account is None:
             return
         now = self._now()
+        if quota != account.quota:
+            account.change(quota, now)
         for paid_at, rate, unit in zip(account.paid_at, quota, ("records", "bytes"), strict=False):
             if rate and paid_at > now:
                 self._note(account, key_id, rate, unit, now)
@@ -97,8 +108,11 @@ class Quotas:
         if not (quota.records_per_second or quota.bytes_per_second):
             self._accounts.pop(key_id, None)
             return
-        account = self._accounts.setdefault(key_id, _Account())
-        floor = self._now() - quota.burst_s
+        now = self._now()
+        account = self._accounts.setdefault(key_id, _Account(quota))
+        if quota != account.quota:
+            account.change(quota, now)
+        floor = now - quota.burst_s
         for at, (rate, amount) in enumerate(zip(quota, (records, size_bytes), strict=False)):
             if rate:
                 account.paid_at[at] = max(account.paid_at[at], floor) + amount / rate

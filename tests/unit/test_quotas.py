@@ -57,6 +57,16 @@ def test_after_the_wait_that_was_told_the_same_body_is_taken_and_not_before(quot
     assert _take(quotas, 173) == 0
 
 
+def test_a_debt_is_paid_off_at_the_rate_of_a_changed_quota(quotas: Quotas, seconds: _Seconds) -> None:
+    assert _take(quotas, 20_000) == 0
+    assert _take(quotas, 1) == 1_995
+    assert _take(quotas, 1, quota=Quota(records_per_second=1_000, burst_s=5)) == 20
+    assert _take(quotas, 1, quota=TEN) == 1_995
+    seconds.now += 995
+    assert _take(quotas, 1, quota=Quota(records_per_second=1_000, burst_s=5)) == 10
+    assert _take(quotas, 1, quota=Quota(bytes_per_second=1_000, burst_s=5), size_bytes=1) == 0
+
+
 def test_a_body_larger_than_the_burst_passes_and_is_paid_off(quotas: Quotas, seconds: _Seconds) -> None:
     for _ in range(10):
         assert _take(quotas, 1_000) == 0
