@@ -24,8 +24,8 @@ TICK_US = 5_000_000
 STEPS_PER_WINDOW = 5
 WINDOWS_PER_BLOCK = 12
 BLOCK_STEPS = STEPS_PER_WINDOW * WINDOWS_PER_BLOCK
-HORIZON_US = 14 * DAY_US
-"""Counts older than this are forgotten, by whole days."""
+HORIZON_US = 8 * DAY_US
+"""Counts older than this are forgotten, by whole days: a week for its shape, and the day at hand."""
 
 CHANNELS = ("errors", "template", "warnings", "latency", "silence", "customer", "trend")
 """Order of the forest's features."""

@@ -44,9 +44,12 @@ from detectors.signals import (
     SILENCE_WINDOWS,
     TREND_WINDOWS,
     Evaluation,
+    Habit,
+    Lull,
     Stretch,
     Watched,
     evaluate,
+    habits,
     is_quiet,
     lulls,
     silence,
@@ -97,6 +100,8 @@ class _Unit:
     live_since: int | None = None
     marks: dict[int, _Mark] = field(default_factory=dict)
     bases: dict[bool, Baseline] = field(default_factory=dict)
+    habit: Habit | None = None
+    newest_mark: int = -1
 
     def baseline(self, until: int, grid: Grid, *, is_block: bool = True) -> Baseline:
         """Return the baseline before the step ``until``, learned anew only if something changed."""
@@ -109,6 +114,8 @@ class _Unit:
         """Say that something changed from ``step`` on."""
         for key in [key for key, base in self.bases.items() if step < base.until]:
             del self.bases[key]
+        if self.habit is not None and step < self.habit.low:
+            self.habit = None
 
 
 @dataclass(slots=True)
@@ -187,6 +194,8 @@ class Judge:
     def blind(self, start_us: int, end_us: int) -> None:
         """Say that nothing could arrive meanwhile, so that it is not taken for silence."""
         self._blind.append((start_us // self.grid.step_us, end_us // self.grid.step_us + 1))
+        for unit in self._units.values():
+            unit.habit = None
         self._is_changed = True
 
     def is_idle(self, cutoff_us: int) -> bool:
@@ -280,15 +289,15 @@ class Judge:
         on_time = (cutoff_us - TICK_US - grid.grace_us) // grid.step_us - 1
         touched: dict[str, set[int]] = {}
         for count in delta:
-            step = count.step_us // grid.step_us
+            step = count[1] // grid.step_us
             if not oldest <= step <= newest:
                 continue
-            unit = self._units.get(count.unit)
+            unit = self._units.get(count[0])
             if unit is None:
-                unit = self._units[count.unit] = _Unit(Series(step))
+                unit = self._units[count[0]] = _Unit(Series(step))
             unit.series.add(count, step)
             unit.change(step)
-            touched.setdefault(count.unit, set()).add(step)
+            touched.setdefault(count[0], set()).add(step)
         if is_restored:
             return touched
         for name, steps in touched.items():
@@ -310,6 +319,9 @@ class Judge:
             for step in [step for step in unit.marks if step < before]:
                 self._set_mark(unit, step, None)
             unit.bases.clear()
+            unit.habit = None
+            unit.series.templates.trim(before)
+            unit.series.customers.trim(before)
             if unit.series.trim(before):
                 del self._units[name]
                 self._is_changed = True
@@ -326,6 +338,7 @@ class Judge:
             unit.change(old.start)
         if mark is not None:
             unit.marks[step] = mark
+            unit.newest_mark = max(unit.newest_mark, step)
             unit.series.mark(mark.start, step + 1, 1)
             unit.change(mark.start)
 
@@ -361,11 +374,13 @@ class Judge:
         while end < len(steps) and steps[end] < limit and steps[end] - low == end - index:
             end += 1
         task.done = end
-        blank = [
-            (mark.start, at + 1)
-            for at, mark in unit.marks.items()
-            if low - _TREND_STEPS <= at < steps[end - 1] + 1 and mark.kind != _TREND_MARK
-        ]
+        blank = []
+        if unit.newest_mark >= low - _TREND_STEPS:
+            blank = [
+                (mark.start, at + 1)
+                for at, mark in unit.marks.items()
+                if low - _TREND_STEPS <= at < steps[end - 1] + 1 and mark.kind != _TREND_MARK
+            ]
         return Stretch(unit.series, base, low, blank), end - index
 
     def _judge_batch(
@@ -552,12 +567,13 @@ class Judge:
     def _judge_silence(self, step: int, out: list[Judgement]) -> None:
         watched: dict[str, Watched] = {}
         low: list[str] = []
+        oldest = step - _SCHEDULE_DAYS * self.grid.day_steps()
         for name in sorted(self._units):
             unit = self._units[name]
             previous = unit.marks.get(step - 1)
             if previous is not None and previous.kind == "silence":
                 self._hold_silence(name, unit, step, previous, out)
-            elif unit.live_since is not None and unit.series.last > step - _SCHEDULE_DAYS * self.grid.day_steps():
+            elif unit.live_since is not None and unit.series.last > oldest:
                 base = unit.baseline(step - step % BLOCK_STEPS, self.grid)
                 if base.is_learning:
                     continue
@@ -566,22 +582,23 @@ class Judge:
                     low.append(name)
         if not low:
             return
-        seen = dict(zip(low, lulls([watched[name] for name in low], step, self.grid, self._blind), strict=True))
-        quiet = {name: one for name, one in seen.items() if is_quiet(one.k, one.expected).any()}
+        seen = self._lulls(low, watched, step)
+        quiet = np.flatnonzero(is_quiet(seen.k, seen.expected).any(axis=1)).tolist()
         if not quiet:
             return
         # How lively everything is: a holiday or a broken network is not one task's silence.
-        others = [name for name in watched if name not in seen]
+        are_low = set(low)
+        others = [name for name in watched if name not in are_low]
         others = others[:: max(1, len(others) // _FLEET_UNITS)]
-        found = lulls([watched[name] for name in others], step, self.grid, self._blind)
-        every = seen | dict(zip(others, found, strict=True))
-        zero = np.zeros(len(SILENCE_WINDOWS))
-        fleet_k = sum((one.k for one in every.values()), zero)
-        fleet_usual = sum((one.usual for one in every.values()), zero)
-        for name, one in quiet.items():
-            usual_others = fleet_usual - one.usual
-            lively = np.minimum((fleet_k - one.k + 1) / np.maximum(usual_others, 1), 1)
-            s, scale = silence(one, np.where(usual_others >= 5, lively, 1.0))
+        fleet_k, fleet_usual = seen.k.sum(axis=0), seen.usual.sum(axis=0)
+        if others:
+            found = self._lulls(others, watched, step)
+            fleet_k, fleet_usual = fleet_k + found.k.sum(axis=0), fleet_usual + found.usual.sum(axis=0)
+        for place in quiet:
+            name = low[place]
+            usual_others = fleet_usual - seen.usual[place]
+            lively = np.minimum((fleet_k - seen.k[place] + 1) / np.maximum(usual_others, 1), 1)
+            s, scale = silence(seen, place, np.where(usual_others >= 5, lively, 1.0))
             strength = s / CUTS["silence"]
             unit = self._units[name]
             if strength < 1 or (step in unit.marks and unit.marks[step].is_raised):
@@ -589,9 +606,24 @@ class Judge:
             length = SILENCE_WINDOWS[scale] * STEPS_PER_WINDOW
             start = min(max(step + 1 - length, unit.series.last_before(step + 1) + 1), step)
             self._set_mark(unit, step, _Mark(start, "silence", True))
-            came, usual = float(one.k[scale] * one.clump[scale]), float(one.expected[scale] * one.clump[scale])
+            came, usual = (float((one * seen.clump)[place, scale]) for one in (seen.k, seen.expected))
             finding = Finding("silence", "records", came, usual, strength, length * self.grid.step_us)
             out.append(self._silent(name, unit, start, step, strength, [finding]))
+
+    def _lulls(self, names: Sequence[str], watched: Mapping[str, Watched], step: int) -> Lull:
+        """Return what silence is judged by; the habits of past days are found once a block."""
+        # Where a day is shorter than a block, its later windows rest on what the block itself brings.
+        width = BLOCK_STEPS if self.grid.day_steps() >= BLOCK_STEPS else 1
+        first = step - step % width
+        units = [self._units[name] for name in names]
+        missing = [i for i, unit in enumerate(units) if unit.habit is None or unit.habit.low != first or width == 1]
+        for begin in range(0, len(missing), _FLEET_UNITS):
+            some = missing[begin : begin + _FLEET_UNITS]
+            pairs = [(watched[names[i]].series, watched[names[i]].base) for i in some]
+            for i, habit in zip(some, habits(pairs, first, width, self.grid, self._blind), strict=True):
+                units[i].habit = habit
+        found = [unit.habit for unit in units if unit.habit is not None]
+        return lulls([watched[name] for name in names], found, step, self.grid, self._blind)
 
     def _hold_silence(self, name: str, unit: _Unit, step: int, previous: _Mark, out: list[Judgement]) -> None:
         """A unit that fell silent stays so until its records return, for a day at most."""

@@ -25,7 +25,7 @@ from sklearn.ensemble import IsolationForest
 from detectors.base import CHANNELS
 from detectors.windows import BoolArray, FloatArray
 
-_TREES = 200
+_TREES = 100
 _MAX_SAMPLES = 4096
 _LEAST_ROWS = 100
 _ANCHOR_SHARE = 0.1

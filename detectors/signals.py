@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -253,7 +254,7 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
             mine = np.minimum(series.templates.part(id, begin, low + width), counts[index, Row.ERRORS])
             if mine.sum() < _MIN_NEW:
                 continue
-            past = series.templates.past(id, begin, base, series.odd, series.base)
+            past = series.templates.past(id, begin, base, series.odd)
             # Never seen before the hour that is looked at, whatever the decay left of it.
             is_new = past == 0 and series.templates.first[id] >= begin - LOOK_BACK
             if is_new and fresh < 0:
@@ -295,7 +296,7 @@ def _customers(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> N
             continue
         begin = low - LOOK_BACK
         for id in series.customers.busy(begin, low + width, _MIN_ERRORS):
-            events = series.customers.past(id, begin, base, series.odd, series.base) + 0.3
+            events = series.customers.past(id, begin, base, series.odd) + 0.3
             # The strangest of many is strange by chance: a Bonferroni correction.
             facts.append((index, id, events / (base.records + 100), 1 / events + base.errors.slow_spread, known))
             hits.append(series.customers.part(id, begin, low + width))
@@ -349,7 +350,8 @@ def _trends(out: Evaluation, at: IntArray, numbers: FloatArray, width: int) -> N
 class Lull(NamedTuple):
     """What was seen and expected over each silence scale, in clumps; expected is 0 where it cannot be said.
 
-    ``usual`` is what would have come had the level before gone on; by it the fleet is measured.
+    ``usual`` is what would have come had the level before gone on; by it the fleet is measured. All
+    have the shape (units, scales).
     """
 
     k: FloatArray
@@ -357,6 +359,21 @@ class Lull(NamedTuple):
     doubt: FloatArray
     usual: FloatArray
     clump: FloatArray
+
+
+class Habit(NamedTuple):
+    """What past days say about each window from ``low`` on; ``values`` has the shape (_Habit, scales, windows)."""
+
+    low: int
+    values: npt.NDArray[np.float32]
+
+
+class _Habit(IntEnum):
+    USUAL = 0  # records in the window, as of past days
+    BEFORE = 1  # and in one as long before it
+    SEEN = 2  # records that this rests on
+    IS_USABLE = 3
+    LEAST = 4  # of past days like this one, of a batch that is late; 0 without a rule
 
 
 class Watched(NamedTuple):
@@ -367,7 +384,56 @@ class Watched(NamedTuple):
     live_since: int
 
 
-def lulls(watched: Sequence[Watched], step: int, grid: Grid, blind: Sequence[tuple[int, int]]) -> list[Lull]:
+def habits(
+    watched: Sequence[tuple[Series, Baseline]], low: int, width: int, grid: Grid, blind: Sequence[tuple[int, int]]
+) -> list[Habit]:
+    """Return the habits of units for ``width`` windows, from past days only, so that they hold as long as those do."""
+    size, day = len(watched), grid.day_steps()
+    span = 3 * SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
+    lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)
+    days = np.arange(1, _SILENCE_DAYS + 1)
+    starts = [low + 1 - span - j * day for j in days.tolist()]
+    n = np.zeros((size, _SILENCE_DAYS, span + width - 1))
+    odd = np.zeros(n.shape, np.bool_)
+    for index, (series, _) in enumerate(watched):
+        for row, start in enumerate(starts):
+            if start + width <= series.first:
+                break
+            series.copy_records(start, start + n.shape[2], n[index, row], odd[index, row])
+    for begin, end in blind:
+        for row, start in enumerate(starts):
+            odd[:, row, max(begin - start, 0) : max(end - start, 0)] = True
+    first = np.array([series.first for series, _ in watched])
+    known = np.array(starts)[:, None] + np.arange(width) >= first[:, None, None]
+    # From here on the last axes are (scale, window): a tail of the scale's length, and twice as long before that.
+    ends = span + np.arange(width)
+    tails, befores = ends - lengths[:, None], ends - 3 * lengths[:, None]
+    total, odd_total = _cumulated(n), _cumulated(odd)
+    tail = total[:, :, None, ends] - total[:, :, tails]
+    before = total[:, :, tails] - total[:, :, befores]
+    usable = known[:, :, None] & (odd_total[:, :, None, ends] == odd_total[:, :, befores])
+    weights = 0.8 ** (days - 1)[:, None, None] * usable
+    weight = np.maximum(weights.sum(axis=1), 1e-9)
+    is_usable = usable.any(axis=1)
+    flat = np.array([base.per_step for _, base in watched])[:, None, None] * lengths[:, None]
+    values = np.zeros((size, len(_Habit), len(SILENCE_WINDOWS), width), np.float32)
+    values[:, _Habit.USUAL] = np.where(is_usable, (weights * tail).sum(axis=1) / weight, flat)
+    values[:, _Habit.BEFORE] = np.where(is_usable, (weights * before).sum(axis=1) / weight / 2, flat)
+    values[:, _Habit.SEEN] = (tail * usable).sum(axis=1)
+    values[:, _Habit.IS_USABLE] = is_usable
+    steps = low + np.arange(width)
+    is_weekend = ((steps - np.arange(_SILENCE_DAYS + 1)[:, None] * day) * grid.step_us // DAY_US + 3) % 7 >= 5
+    alike = usable & (is_weekend[1:] == is_weekend[0])[:, None]
+    earlier = total[:, :, None, ends - _LATE_STEPS] - total[:, :, tails - _LATE_STEPS]
+    least = np.where(alike, np.minimum(tail, earlier), np.inf).min(axis=1)
+    is_regular = (alike.sum(axis=1) >= np.where(is_weekend[0], 1, 3)) & (least >= _MIN_SCHEDULED)
+    values[:, _Habit.LEAST] = np.where(is_regular, least, 0.0)
+    return [Habit(low, one) for one in values]
+
+
+def lulls(
+    watched: Sequence[Watched], known: Sequence[Habit], step: int, grid: Grid, blind: Sequence[tuple[int, int]]
+) -> Lull:
     """Return what silence is judged by, for the window named by ``step``; ``blind`` are steps that say nothing.
 
     Expected is the same time of past clean days, at today's level, or else the level just before; for
@@ -375,63 +441,41 @@ def lulls(watched: Sequence[Watched], step: int, grid: Grid, blind: Sequence[tup
     one. A unit counts as live when records came on time for one such span before, so that history sent
     in one go is never taken for a unit that then fell silent.
     """
-    size = len(watched)
-    day = grid.day_steps()
     guard = grid.grace_us // grid.step_us + 1
-    longest = SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
-    span = 3 * longest
-    # Row 0 is now, row j the same steps j days ago.
-    n = np.zeros((size, _SILENCE_DAYS + 1, span))
+    span = 3 * SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
+    start = step + 1 - span
+    n = np.zeros((len(watched), span))
     odd = np.zeros(n.shape, np.bool_)
-    known = np.zeros((size, _SILENCE_DAYS), np.bool_)
-    starts = [step + 1 - span - j * day for j in range(_SILENCE_DAYS + 1)]
     for index, (series, _, _) in enumerate(watched):
-        for row, start in enumerate(starts):
-            if row and start < series.first:
-                break
-            known[index, row - 1 : row] = True
-            series.copy_records(start, start + span, n[index, row], odd[index, row])
+        series.copy_records(start, step + 1, n[index], odd[index])
     live_since = np.array([unit.live_since for unit in watched])
     for begin, end in blind:
-        for row, start in enumerate(starts):
-            odd[:, row, max(begin - start, 0) : max(end - start, 0)] = True
+        odd[:, max(begin - start, 0) : max(end - start, 0)] = True
         live_since = np.maximum(live_since, end)  # nobody was live meanwhile
     clump = np.array([unit.base.clump for unit in watched])[:, None]
     lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)
     tails, befores = span - lengths, span - 3 * lengths
-    # From here on the last axis is the scale: a tail of its length, and twice as long before that.
-    total = _cumulated(n)
-    odd_total = _cumulated(odd)
-    tail = total[..., -1:] - total[..., tails]
-    before = total[..., tails] - total[..., befores]
-    usable = known[..., None] & (odd_total[:, 1:, -1:] == odd_total[:, 1:, befores])
-    weights = 0.8 ** np.arange(_SILENCE_DAYS)[:, None] * usable
-    weight = np.maximum(weights.sum(axis=1), 1e-9)
-    is_usable = usable.any(axis=1)
-    flat = np.array([unit.base.per_step for unit in watched])[:, None] * lengths
-    usual = np.where(is_usable, (weights * tail[:, 1:]).sum(axis=1) / weight, flat)
-    usual_before = np.where(is_usable, (weights * before[:, 1:]).sum(axis=1) / weight / 2, flat)
-    normal = usual * before[:, 0] / 2 / np.maximum(usual_before, 1.0)
+    total, odd_total = _cumulated(n), _cumulated(odd)
     # What is already silent must not lower what is expected.
-    clean_total = _cumulated(n[:, 0] * ~odd[:, 0])
-    steps = 2 * lengths - (odd_total[:, 0, tails] - odd_total[:, 0, befores])
+    clean_total = _cumulated(n * ~odd)
+    tail = total[:, -1:] - total[:, tails]
+    before = total[:, tails] - total[:, befores]
+    values = np.array([habit.values[:, :, step - habit.low] for habit in known], np.float64).swapaxes(0, 1)
+    usual, usual_before, seen, least = (values[i] for i in (_Habit.USUAL, _Habit.BEFORE, _Habit.SEEN, _Habit.LEAST))
+    is_usable = values[_Habit.IS_USABLE] > 0
+    normal = usual * before / 2 / np.maximum(usual_before, 1.0)
+    steps = 2 * lengths - (odd_total[:, tails] - odd_total[:, befores])
     level = (clean_total[:, tails] - clean_total[:, befores]) * lengths / np.maximum(steps, 1)
     by_days = usual * np.minimum((level + 5) / (usual_before + 5), 1.2) * (level >= 0.5 * usual_before)
     # What begins from nothing, such as a nightly batch, is expected as little as it ever was on such days;
     # its records come together, but day by day.
-    begins = is_usable & (usual_before < 0.1 * usual) & (before[:, 0] < 0.1 * usual)
-    is_weekend = [((step - j * day) * grid.step_us // DAY_US + 3) % 7 >= 5 for j in range(_SILENCE_DAYS + 1)]
-    alike = usable & np.equal(is_weekend[1:], is_weekend[0])[:, None]
-    earlier = total[:, 1:, -1 - _LATE_STEPS, None] - total[:, 1:, tails - _LATE_STEPS]
-    least = np.where(alike, np.minimum(tail[:, 1:], earlier), np.inf).min(axis=1)
-    is_regular = (alike.sum(axis=1) >= (1 if is_weekend[0] else 3)) & (least >= _MIN_SCHEDULED)
-    by_days = np.where(begins, np.where(is_regular, least, 0.0), by_days)
+    begins = is_usable & (usual_before < 0.1 * usual) & (before < 0.1 * usual)
+    by_days = np.where(begins, least, by_days)
     clump = np.where(begins, 1.0, clump)
     is_live = (live_since[:, None] <= step + 1 - 2 * lengths - guard) & (steps >= lengths)
     expected = np.where(is_live, np.where(is_usable, by_days, level * (level >= 10)), 0.0)
-    seen = np.where(is_usable, (tail[:, 1:] * usable).sum(axis=1), 2 * level)
-    k, expected, doubt, normal = tail[:, 0] / clump, expected / clump, 0.01 + clump / (seen + 0.5), normal / clump
-    return [Lull(k[i], expected[i], doubt[i], normal[i], clump[i]) for i in range(size)]
+    seen = np.where(is_usable, seen, 2 * level)
+    return Lull(tail / clump, expected / clump, 0.01 + clump / (seen + 0.5), normal / clump, clump)
 
 
 def _cumulated(values: npt.NDArray[Any]) -> FloatArray:
@@ -445,15 +489,16 @@ def is_quiet(k: FloatArray, expected: FloatArray) -> BoolArray:
     return (expected >= 5) & (k < 0.12 * expected + 0.5)
 
 
-def silence(seen: Lull, fleet: FloatArray) -> tuple[float, int]:
-    """Return the surprise of silence and the index of its scale; ``fleet`` is how lively the others are, 0…1.
+def silence(seen: Lull, unit: int, fleet: FloatArray) -> tuple[float, int]:
+    """Return the surprise of one unit's silence and the index of its scale.
 
-    When everything stops at once, a holiday or the network is the reason, not one task.
+    ``fleet`` is how lively the others are, 0…1: when everything stops at once, a holiday or the
+    network is the reason, not one task.
     """
-    expected = seen.expected * fleet
-    odd = is_quiet(seen.k, expected)
+    k, expected = seen.k[unit], seen.expected[unit] * fleet
+    odd = is_quiet(k, expected)
     if not odd.any():
         return 0.0, 0
-    s = np.where(odd, lack(seen.k, np.maximum(expected, 1e-9), seen.doubt), 0.0)
+    s = np.where(odd, lack(k, np.maximum(expected, 1e-9), seen.doubt[unit]), 0.0)
     best = int(s.argmax())
     return float(s[best]), best

@@ -3,15 +3,18 @@
 Counts only ever add up, so the arrays depend on the set of records and not on their order. A block
 is twelve windows; its row of sums leaves out every step that belongs to something odd, so nothing
 odd ever trains a baseline. Rows are recomputed when a count or a mark in their block changed, and
-therefore are the same after a restart.
+therefore are the same after a restart. Steps are kept in the narrowest integers that hold them:
+about 80 kB for eight days of a busy task.
 
 Not here: what is normal (baseline.py), what is odd (signals.py).
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +41,22 @@ class Row(IntEnum):
     ALL = 6  # records at any level
 
 
+Odd = dict[int, npt.NDArray[np.int16]]
+"""Block → how many marks cover each of its steps; blocks without any are absent."""
+
+_CENTRE = 200
+"""Squares of durations are kept about this bucket (a fifth of a second), so that they stay small."""
+
+
+_ENTRY = struct.Struct("<IBI")
+"""Of a ``Table``: number of the key, step within the block, records."""
+
+
+def _is_odd(odd: Odd, step: int) -> bool:
+    marks = odd.get(step // BLOCK_STEPS)
+    return marks is not None and bool(marks[step % BLOCK_STEPS])
+
+
 class Sum(IntEnum):
     """Columns of ``Series.blocks``: sums over the clean steps, and over squares of clean windows."""
 
@@ -59,84 +78,90 @@ class Sum(IntEnum):
 
 
 class Table:
-    """Records by key (a template, a customer) and step; ``first`` has the step of each key's first."""
+    """Records by key (a template, a customer) and step; ``first`` has the step of each key's first.
+
+    A block is one run of bytes, an entry for each count that was added: a dict of dicts would take
+    ten times the memory.
+    """
 
     def __init__(self) -> None:
-        self._blocks: dict[int, dict[str, dict[int, int]]] = {}  # block → key → step → records
-        self._clean: dict[int, dict[str, int]] = {}  # block → key → clean records, as far as asked
+        self._blocks: dict[int, bytearray] = {}
+        self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
         self.first: dict[str, int] = {}
 
     def add(self, key: str, step: int, n: int) -> None:
         """Add ``n`` records."""
-        steps = self._blocks.setdefault(step // BLOCK_STEPS, {}).setdefault(key, {})
-        steps[step] = steps.get(step, 0) + n
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self._names)
+            self._names.append(key)
+        block, offset = divmod(step, BLOCK_STEPS)
+        self._blocks.setdefault(block, bytearray()).extend(_ENTRY.pack(number, offset, n))
         self.first[key] = min(step, self.first.get(key, step))
-        self._clean.pop(step // BLOCK_STEPS, None)
 
-    def change(self, block: int) -> None:
-        """Say that other steps of a block are odd now."""
-        self._clean.pop(block, None)
+    def _entries(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (key's number, step, records) in ``[start, end)``."""
+        for block in _blocks(start, end):
+            low = block * BLOCK_STEPS
+            for number, offset, n in _ENTRY.iter_unpack(self._blocks.get(block, b"")):
+                if start <= low + offset < end:
+                    yield number, low + offset, n
 
     def keys(self, start: int, end: int) -> list[str]:
-        """Return the keys with a record in the blocks of ``[start, end)``, sorted."""
-        return sorted({key for block in _blocks(start, end) for key in self._blocks.get(block, ())})
+        """Return the keys with a record in ``[start, end)``, sorted."""
+        return sorted({self._names[number] for number, _, _ in self._entries(start, end)})
 
     def part(self, key: str, start: int, end: int) -> IntArray:
         """Return the key's records in each step of ``[start, end)``."""
         out: IntArray = np.zeros(end - start, np.int64)
-        for block in _blocks(start, end):
-            for step, n in self._blocks.get(block, {}).get(key, {}).items():
-                if start <= step < end:
-                    out[step - start] = n
+        wanted = self._numbers.get(key)
+        for number, step, n in self._entries(start, end) if wanted is not None else ():
+            if number == wanted:
+                out[step - start] += n
         return out
 
     def busy(self, start: int, end: int, least: int) -> list[str]:
         """Return the keys with at least so many records in ``[start, end)``, sorted."""
-        totals: dict[str, int] = {}
-        for block in _blocks(start, end):
-            for key, steps in self._blocks.get(block, {}).items():
-                totals[key] = totals.get(key, 0) + sum(n for step, n in steps.items() if start <= step < end)
-        return sorted(key for key, total in totals.items() if total >= least)
+        totals: dict[int, int] = {}
+        for number, _, n in self._entries(start, end):
+            totals[number] = totals.get(number, 0) + n
+        return sorted(self._names[number] for number, total in totals.items() if total >= least)
 
-    def past(self, key: str, until: int, base: Baseline, odd: npt.NDArray[np.int16], first_step: int) -> float:
-        """Return the decayed count of the key's clean records before ``until``; ``odd`` begins with ``first_step``."""
+    def past(self, key: str, until: int, base: Baseline, odd: Odd) -> float:
+        """Return the decayed count of the key's clean records before ``until``."""
         whole = min(until, base.until) // BLOCK_STEPS
-        kept = base.pasts.get((id(self), key, whole))
-        if kept is None:
-            kept = 0.0
+        known = base.pasts.get((id(self), whole))
+        if known is None:
+            known = base.pasts[id(self), whole] = {}
             for index, weight in enumerate(base.decay[: max(whole - base.first_block, 0)].tolist()):
-                n = self._clean_in(base.first_block + index, key, odd, first_step)
-                if n:
-                    kept += weight * n
-            base.pasts[id(self), key, whole] = kept
-        for block in _blocks(whole * BLOCK_STEPS, until):
-            steps = self._blocks.get(block, {}).get(key)
-            if steps:
-                kept += sum(n for step, n in steps.items() if step < until and odd[step - first_step] == 0)
+                for number, n in self._clean(base.first_block + index, odd).items():
+                    known[number] = known.get(number, 0.0) + weight * n
+        wanted = self._numbers[key]
+        kept = known.get(wanted, 0.0)
+        for number, step, n in self._entries(whole * BLOCK_STEPS, until):
+            if number == wanted and not _is_odd(odd, step):
+                kept += n
         return kept
 
-    def _clean_in(self, block: int, key: str, odd: npt.NDArray[np.int16], first_step: int) -> int:
-        steps = self._blocks.get(block, {}).get(key)
-        if not steps:
-            return 0
-        known = self._clean.setdefault(block, {})
-        n = known.get(key)
-        if n is None:
-            n = known[key] = sum(n for step, n in steps.items() if odd[step - first_step] == 0)
-        return n
+    def _clean(self, block: int, odd: Odd) -> dict[int, int]:
+        """Return the clean records of a block by the key's number."""
+        totals: dict[int, int] = {}
+        marks = odd.get(block)
+        for number, offset, n in _ENTRY.iter_unpack(self._blocks.get(block, b"")):
+            if marks is None or not marks[offset]:
+                totals[number] = totals.get(number, 0) + n
+        return totals
 
     def trim(self, before: int) -> None:
         """Forget everything before the step ``before``."""
-        kept: dict[int, dict[str, dict[int, int]]] = {}
-        self.first, self._clean = {}, {}
-        for block, keys in self._blocks.items():
-            for key, steps in keys.items():
-                recent = {step: n for step, n in steps.items() if step >= before}
-                if recent:
-                    kept.setdefault(block, {})[key] = recent
-                    low = min(recent)
-                    self.first[key] = min(low, self.first.get(key, low))
-        self._blocks = kept
+        if not self.first or min(self.first.values()) >= before:
+            return
+        kept = list(self._entries(before, (max(self._blocks) + 1) * BLOCK_STEPS))
+        names = self._names
+        self._blocks, self._names, self._numbers, self.first = {}, [], {}, {}
+        for number, step, n in kept:
+            self.add(names[number], step, n)
 
 
 def _blocks(start: int, end: int) -> range:
@@ -148,8 +173,11 @@ class Series:
 
     def __init__(self, step: int) -> None:
         self.base = step - step % BLOCK_STEPS  # absolute step of column 0
-        self.counts: IntArray = np.zeros((len(Row), BLOCK_STEPS), np.int64)
-        self.odd: npt.NDArray[np.int16] = np.zeros(BLOCK_STEPS, np.int16)  # how many marks cover the step
+        self._size = BLOCK_STEPS
+        # As ``Row``, but for ALL, which is kept as what lies below info, and for the centred squares.
+        # None where there was nothing yet.
+        self._rows: list[npt.NDArray[np.unsignedinteger[Any]] | None] = [None] * len(Row)
+        self.odd: Odd = {}
         self.blocks: FloatArray = np.zeros((1, len(Sum)))
         self._dirty = {0}
         self.first = self.last = step
@@ -159,63 +187,71 @@ class Series:
 
     def add(self, count: Count, step: int) -> None:
         """Add one count; dimensions that are not used are ignored."""
-        self._cover(step)
+        _, _, dimension, key, n = count
+        if dimension == "level":  # every record has one
+            self._cover(step)
+            self.first = min(self.first, step)
+            self.last = max(self.last, step)
+            if key in {"trace", "debug"}:
+                self._put(Row.ALL, step, n)
+            else:
+                self._put(Row.RECORDS, step, n)
+                if key in {"error", "fatal"}:
+                    self._put(Row.ERRORS, step, n)
+                elif key == "warn":
+                    self._put(Row.WARNINGS, step, n)
+        elif dimension == "duration":
+            self._cover(step)
+            bucket = int(key)
+            self._put(Row.DURATIONS, step, n)
+            self._put(Row.DURATION_SUM, step, n * bucket)
+            self._put(Row.DURATION_SQUARES, step, n * (bucket - _CENTRE) ** 2)
+        elif dimension == "template":
+            self.templates.add(key, step, n)
+        elif dimension == "customer_error":
+            self.customers.add(key, step, n)
+        elif dimension == "version_error":
+            versions = self.failing_versions.setdefault(step, {})
+            versions[key] = versions.get(key, 0) + n
+
+    def _put(self, row: Row, step: int, n: int) -> None:
         column = step - self.base
-        n = count.n
-        match count.dimension:
-            case "level":  # every record has one
-                self.counts[Row.ALL, column] += n
-                self.first = min(self.first, step)
-                self.last = max(self.last, step)
-                if count.key not in {"trace", "debug"}:
-                    self.counts[Row.RECORDS, column] += n
-                if count.key in {"error", "fatal"}:
-                    self.counts[Row.ERRORS, column] += n
-                elif count.key == "warn":
-                    self.counts[Row.WARNINGS, column] += n
-            case "duration":
-                bucket = int(count.key)
-                self.counts[Row.DURATIONS, column] += n
-                self.counts[Row.DURATION_SUM, column] += n * bucket
-                self.counts[Row.DURATION_SQUARES, column] += n * bucket * bucket
-            case "template":
-                self.templates.add(count.key, step, n)
-            case "customer_error":
-                self.customers.add(count.key, step, n)
-            case "version_error":
-                versions = self.failing_versions.setdefault(step, {})
-                versions[count.key] = versions.get(count.key, 0) + n
-            case _:
-                return
+        values = self._rows[row]
+        if values is None:
+            values = self._rows[row] = np.zeros(self._size, np.uint8)
+        value = int(values[column]) + n
+        if value >> 8 * values.itemsize:
+            values = self._rows[row] = values.astype(np.min_scalar_type(value))
+        values[column] = value
         self._dirty.add(column // BLOCK_STEPS)
 
     def _cover(self, step: int) -> None:
         """Grow the arrays by whole blocks until ``step`` has a column."""
-        size = self.counts.shape[1]
         before = max(0, -((step - self.base) // BLOCK_STEPS)) if step < self.base else 0
-        short = step - self.base + 1 - size
-        after = max(-(-short // BLOCK_STEPS), size // BLOCK_STEPS // 4 + 1) if short > 0 else 0
+        short = step - self.base + 1 - self._size
+        # A quarter more, so that growing is rare; at most a day of the usual window.
+        after = max(-(-short // BLOCK_STEPS), min(self._size // BLOCK_STEPS // 4, 24) + 1) if short > 0 else 0
         if not before and not after:
             return
         pad = (before * BLOCK_STEPS, after * BLOCK_STEPS)
-        self.counts = np.pad(self.counts, ((0, 0), pad))
-        self.odd = np.pad(self.odd, pad)
+        self._rows = [None if values is None else np.pad(values, pad) for values in self._rows]
         self.blocks = np.pad(self.blocks, ((before, after), (0, 0)))
         self._dirty = {block + before for block in self._dirty}
         self.base -= pad[0]
+        self._size += pad[0] + pad[1]
 
     def mark(self, start: int, end: int, by: int) -> None:
         """Say that ``[start, end)`` belongs (``by`` 1) or no longer belongs (-1) to something odd."""
         if end > self.base:
             self._cover(end - 1)
-        low, high = max(start - self.base, 0), end - self.base
-        if low < high:
-            self.odd[low:high] += np.int16(by)
-            blocks = range(low // BLOCK_STEPS, (high - 1) // BLOCK_STEPS + 1)
-            self._dirty.update(blocks)
-            for block in blocks:
-                self.templates.change(self.base // BLOCK_STEPS + block)
-                self.customers.change(self.base // BLOCK_STEPS + block)
+        start = max(start, self.base)
+        for block in _blocks(start, end) if start < end else ():
+            marks = self.odd.setdefault(block, np.zeros(BLOCK_STEPS, np.int16))
+            low = block * BLOCK_STEPS
+            marks[max(start - low, 0) : end - low] += np.int16(by)
+            if by < 0 and not marks.any():
+                del self.odd[block]
+            self._dirty.add(block - self.base // BLOCK_STEPS)
 
     def part(self, start: int, end: int) -> IntArray:
         """Return the counts of ``[start, end)``, shape (rows, steps); 0 where nothing is known."""
@@ -225,33 +261,53 @@ class Series:
 
     def copy_part(self, start: int, end: int, out: IntArray) -> None:
         """Copy the counts of ``[start, end)`` to ``out``, shape (rows, steps), where something is known."""
-        low, high = max(start, self.base), min(end, self.base + self.counts.shape[1])
-        if low < high:
-            out[:, low - start : high - start] = self.counts[:, low - self.base : high - self.base]
+        low, high = max(start, self.base), min(end, self.base + self._size)
+        if low >= high:
+            return
+        here, there = slice(low - start, high - start), slice(low - self.base, high - self.base)
+        for row, values in zip(out, self._rows, strict=True):
+            if values is not None:
+                row[here] = values[there]
+        out[Row.ALL] += out[Row.RECORDS]
+        if self._rows[Row.DURATIONS] is not None:
+            shift = 2 * _CENTRE * out[Row.DURATION_SUM] - _CENTRE * _CENTRE * out[Row.DURATIONS]
+            out[Row.DURATION_SQUARES] += shift
 
     def copy_records(self, start: int, end: int, n: FloatArray, odd: BoolArray) -> None:
         """Copy the records at any level in each step of ``[start, end)``, and which steps are odd."""
-        low, high = max(start, self.base), min(end, self.base + self.counts.shape[1])
+        low, high = max(start, self.base), min(end, self.base + self._size)
         if low < high:
             here, there = slice(low - start, high - start), slice(low - self.base, high - self.base)
-            n[here] = self.counts[Row.ALL, there]
-            np.greater(self.odd[there], 0, out=odd[here])
+            for values in (self._rows[Row.RECORDS], self._rows[Row.ALL]):
+                if values is not None:
+                    n[here] += values[there]
+            if self.odd:
+                odd[:] = self.odd_part(start, end)
 
     def records_in(self, start: int, end: int) -> int:
         """Return the records at any level in ``[start, end)``."""
-        return int(self.counts[Row.ALL, max(start - self.base, 0) : max(end - self.base, 0)].sum())
+        there = slice(max(start - self.base, 0), max(end - self.base, 0))
+        rows = (self._rows[Row.RECORDS], self._rows[Row.ALL])
+        return sum(int(values[there].sum()) for values in rows if values is not None)
 
     def last_before(self, step: int) -> int:
         """Return the last step before ``step`` with a record, or the one before the first."""
-        busy = np.flatnonzero(self.counts[Row.ALL, : max(step - self.base, 0)])
-        return int(busy[-1]) + self.base if busy.size else self.base - 1
+        found = [self.base - 1]
+        for values in (self._rows[Row.RECORDS], self._rows[Row.ALL]):
+            if values is not None:
+                busy = np.flatnonzero(values[: max(step - self.base, 0)])
+                found += [int(busy[-1]) + self.base] if busy.size else []
+        return max(found)
 
     def odd_part(self, start: int, end: int) -> BoolArray:
         """Return which steps of ``[start, end)`` are odd."""
         out = np.zeros(end - start, np.bool_)
-        low, high = max(start, self.base), min(end, self.base + self.odd.size)
-        if low < high:
-            out[low - start : high - start] = self.odd[low - self.base : high - self.base] > 0
+        for block in _blocks(start, end) if self.odd else ():
+            marks = self.odd.get(block)
+            if marks is not None:
+                low = block * BLOCK_STEPS
+                begin, stop = max(start, low), min(end, low + BLOCK_STEPS)
+                out[begin - start : stop - start] = marks[begin - low : stop - low] > 0
         return out
 
     def clean_sums(self, until: int) -> tuple[int, FloatArray]:
@@ -269,7 +325,7 @@ class Series:
         whole = min(max((until - self.base) // BLOCK_STEPS, first), len(self.blocks))
         rows = self.blocks[first:whole]
         low = whole * BLOCK_STEPS
-        high = min(until - self.base, self.counts.shape[1])
+        high = min(until - self.base, self._size)
         if high > low:
             rows = np.vstack([rows, self._sums(low, high)])
         return self.base // BLOCK_STEPS + first, rows
@@ -277,13 +333,13 @@ class Series:
     def _sums(self, low: int, high: int) -> FloatArray:
         out = np.zeros(len(Sum))
         begin = self.first - self.base
-        clean = self.odd[low:high] == 0
+        clean = ~self.odd_part(self.base + low, self.base + high)
         if begin > low:
             clean &= np.arange(low, high) >= begin
         steps = int(clean.sum())
         if not steps:
             return out
-        counts = self.counts[:, low:high] * clean
+        counts = self.part(self.base + low, self.base + high) * clean
         out[Sum.STEPS] = steps
         out[Sum.RECORDS : Sum.DURATION_SQUARES + 1] = counts[: Row.ALL].sum(axis=1)
         windows = counts[:3].reshape(3, -1, STEPS_PER_WINDOW).sum(axis=2)
@@ -307,18 +363,20 @@ class Series:
         if self.first >= before:
             return False
         cut = max((before - self.base) // BLOCK_STEPS, 0)
-        low = before - self.base
-        self.counts[:, :low] = 0
-        self.counts = self.counts[:, cut * BLOCK_STEPS :].copy()
-        self.odd = self.odd[cut * BLOCK_STEPS :].copy()
+        low, gone = before - self.base, cut * BLOCK_STEPS
+        for row, values in enumerate(self._rows):
+            if values is not None:
+                values[:low] = 0
+                kept = values[gone:].copy()
+                self._rows[row] = kept if kept.any() else None
         self.blocks = self.blocks[cut:].copy()
-        self.base += cut * BLOCK_STEPS
+        self.base += gone
+        self._size -= gone
+        self.odd = {block: marks for block, marks in self.odd.items() if block >= self.base // BLOCK_STEPS}
         self._dirty = {block - cut for block in self._dirty if block >= cut} | {0}
-        self.templates.trim(before)
-        self.customers.trim(before)
         self.failing_versions = {step: v for step, v in self.failing_versions.items() if step >= before}
-        busy = np.flatnonzero(self.counts[Row.ALL])
-        self.first = int(busy[0]) + self.base if busy.size else self.last
+        used = [values for row in (Row.RECORDS, Row.ALL) if (values := self._rows[row]) is not None]
+        self.first = self.base + min((int(values.argmax()) for values in (v > 0 for v in used)), default=0)
         return False
 
 

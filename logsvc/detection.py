@@ -794,7 +794,7 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
         if cutoff_us:
             idle(tick_us)
         cutoff_us = tick_us
-        advance([Count(c.unit, c.step_us, c.dimension.value, c.key, c.count) for c in counts])
+        advance(map(Count._make, counts))
     # What came last is judged once its grace is over; what comes after the end nobody knows.
     idle(cutoff_us + grid.grace_us + grid.step_us + TICK_US)
     tickets = [

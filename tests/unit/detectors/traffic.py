@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -84,20 +85,20 @@ def burst(
 
 
 def counts(events: Iterable[Event], step_us: int) -> list[Count]:
-    """Return the events as counts, one of each, unsummed: detectors add up."""
-    out = []
+    """Return the events as counts, those of one step summed."""
+    out: list[tuple[str, int, str, str]] = []
     for e in events:
         step = e.time_us // step_us * step_us
-        out.append(Count(e.unit, step, "level", e.level, 1))
+        out.append((e.unit, step, "level", e.level))
         if e.template and e.level in {"warn", "error", "fatal"}:
-            out.append(Count(e.unit, step, "template", e.template, 1))
+            out.append((e.unit, step, "template", e.template))
         if e.level in {"error", "fatal"}:
-            out.append(Count(e.unit, step, "version_error", e.version, 1))
+            out.append((e.unit, step, "version_error", e.version))
             if e.customer:
-                out.append(Count(e.unit, step, "customer_error", e.customer, 1))
+                out.append((e.unit, step, "customer_error", e.customer))
         if e.duration_bucket is not None:
-            out.append(Count(e.unit, step, "duration", str(e.duration_bucket), 1))
-    return out
+            out.append((e.unit, step, "duration", str(e.duration_bucket)))
+    return [Count(*key, n) for key, n in Counter(out).items()]
 
 
 def facts(judgement: Judgement) -> Facts:
