@@ -1,12 +1,15 @@
-"""Explain: words for what was found, and what error texts name.
+"""Explain: words for what was found, what failed runs share, and what error texts name.
 
 Not here: which findings there are (engine.py), how a ticket is shown (the service).
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from detectors.base import Finding, TemplateCount
 
@@ -14,6 +17,19 @@ _VARIABLE = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}(?:-[0-9a-f]{4,})*|\d+|'[^']*'|
 _NAME = re.compile(r"[a-z][a-z0-9_-]*(?:\.[a-z0-9_-]+)+", re.IGNORECASE)
 _NO_NAME = re.compile(r".*\.(?:py|js|ts|go|java|rb|rs|c|h|so|md|txt|log|json|yaml|yml|sql|html?)\Z", re.IGNORECASE)
 _LEAST_ENDING = 12
+_SHAREABLE = frozenset(
+    {
+        "service.version",
+        "service.environment",
+        "service.node.name",
+        "host.name",
+        "container.id",
+        "organization.id",
+        "task.queue",
+        "task.type",
+    }
+)
+_LEAST_RUNS, _LEAST_SHARE, _LEAST_LIFT, _LEAST_SURPRISE = 5, 0.5, 1.5, 3.0
 
 
 def names(record: Mapping[str, object]) -> frozenset[str]:
@@ -59,6 +75,71 @@ def _text(record: Mapping[str, object], name: str) -> str:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
+
+
+class Shared(NamedTuple):
+    """A value that failed runs have in common and good ones do not; shares are 0…1.
+
+    ``lift`` is how many times as common it is among the failed, ``surprise`` how odd that is.
+    """
+
+    field: str
+    value: str
+    runs: int
+    failed: float
+    good: float
+    lift: float
+    surprise: float
+
+    def sentence(self) -> str:
+        """Return it for people."""
+        share = "all" if self.failed == 1 else f"{self.failed:.0%} of"
+        return f"{share} {self.runs} failed runs have {self.field} {self.value}, of the good ones {self.good:.0%}"
+
+
+def shared(failed: Iterable[Mapping[str, object]], others: Iterable[Mapping[str, object]]) -> list[Shared]:
+    """Return what failed runs share and good ones do not, the highest lift first, three at most.
+
+    Records are flat, with dotted keys. Those of one ``task.id`` are one run, and one that failed is no
+    good one, whatever else it logged. Compared are versions, hosts, customers, queues and every label.
+
+    >>> bad = [{"task.id": f"b{i}", "host.name": "pay-3", "labels.zone": "a"} for i in range(8)]
+    >>> good = [{"task.id": f"g{i}", "host.name": f"pay-{i % 4}", "labels.zone": "a"} for i in range(40)]
+    >>> [one.sentence() for one in shared(bad, good)]
+    ['all 8 failed runs have host.name pay-3, of the good ones 25%']
+    """
+    bad = _runs(failed)
+    good = {id: run for id, run in _runs(others).items() if id not in bad}
+    if len(bad) < _LEAST_RUNS or len(good) < _LEAST_RUNS:
+        return []
+    alike = Counter(item for run in bad.values() for item in run.items())
+    usual = Counter(item for run in good.values() for item in run.items())
+    found = []
+    for (name, value), k in alike.items():
+        share, p = k / len(bad), (usual[name, value] + 0.5) / (len(good) + 1)
+        if k < _LEAST_RUNS or share < _LEAST_SHARE or share < _LEAST_LIFT * p:
+            continue
+        s = -math.log10(max(_at_least(k, len(bad), p), 1e-300))
+        if s >= _LEAST_SURPRISE:
+            found.append(Shared(name, value, len(bad), share, usual[name, value] / len(good), share / p, s))
+    return sorted(found, key=lambda one: (-one.lift, one.field, one.value))[:3]
+
+
+def _at_least(k: int, n: int, p: float) -> float:
+    """Return the chance that ``k`` or more of ``n`` have what one in 1/p has."""
+    ways = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k, n + 1))
+    return sum(math.exp(way + i * math.log(p) + (n - i) * math.log1p(-p)) for i, way in enumerate(ways, k))
+
+
+def _runs(records: Iterable[Mapping[str, object]]) -> dict[str, dict[str, str]]:
+    """Return what can be shared, by run; a record without one stands for itself."""
+    runs: dict[str, dict[str, str]] = {}
+    for place, record in enumerate(records):
+        run = runs.setdefault(_text(record, "task.id") or f"record {_text(record, 'event.id') or place}", {})
+        for name, value in record.items():
+            if (name in _SHAREABLE or name.startswith("labels.")) and isinstance(value, str):
+                run.setdefault(name, value[:200])
+    return runs
 
 
 def amount(value: float) -> str:

@@ -827,6 +827,9 @@ def backtest(
     output: Annotated[
         Path | None, typer.Option("--output", help="Where to write every odd window, as a JSON list.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Where to write a page with each ticket's chart and evidence.")
+    ] = None,
     window: Annotated[str, typer.Option(help="Length of a window, as LOGSVC_WINDOW.")] = "5m",
     grace: Annotated[str, typer.Option(help="How long a window waits for late records, as LOGSVC_GRACE.")] = "60s",
 ) -> None:
@@ -835,9 +838,9 @@ def backtest(
     The same code as the service's judges it, tick by tick. `event.ingested` says when a record came;
     without it, it came when it happened.
 
-    Example: `logsvc backtest logs.ndjson.gz --output flags.json`
+    Example: `logsvc backtest logs.ndjson.gz --output flags.json --html report.html`
     """
-    from logsvc import detection
+    from logsvc import detection, report
     from logsvc.backtest import lines, write_flags
     from logsvc.settings import DetectionSettings
     from logsvc.timestamps import parse_duration
@@ -857,6 +860,11 @@ def backtest(
                 write_flags(output, [msgspec.to_builtins(flag) for flag in flags])
             except OSError as exc:
                 raise BadInput(f"cannot write {str(output)!r}: {exc.strerror}") from exc
+        if html is not None:
+            try:
+                report.write(html, report.page(file.name, history.records, history.tasks, tickets))
+            except OSError as exc:
+                raise BadInput(f"cannot write {str(html)!r}: {exc.strerror}") from exc
         out = terminal.console()
         if tickets:
             out.print(terminal.backtest_table([msgspec.to_builtins(ticket) for ticket in tickets]))

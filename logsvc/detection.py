@@ -45,12 +45,12 @@ from detectors.base import (
     Judgement,
     score_of,
 )
-from detectors.explain import error_line, names, sentence, title
+from detectors.explain import error_line, names, sentence, shared, title
 from detectors.incidents import Change, Facts, Incident, Incidents
 from logsvc.backtest import History
 from logsvc.errors import BadInput, LogsvcError, QueryTooExpensive, StoreUnavailable
 from logsvc.names import SHADOW_TENANT
-from logsvc.query import And, Exists, Node, Not, Range, Term, parse
+from logsvc.query import And, Exists, Node, Not, Or, Range, Term, parse
 from logsvc.records import flatten
 from logsvc.settings import DetectionSettings
 from logsvc.state import Blob
@@ -82,6 +82,9 @@ _WAIT_S = 2.0
 _MAX_PAUSE_S = 30.0
 _SAMPLES = 5
 _FINGERPRINTS = 5
+_COMPARED = 500
+"""Records that failed, and others, that are looked through for what the failed have in common."""
+_SHARED, _SHARED_CUT = "shared", 6.0
 _RELEASE_SHARE = 0.2
 _WORKER_TIMEOUT_S = 120.0
 _CLOSE_S = 2.0
@@ -481,12 +484,15 @@ class Detection:
         records = sum(member.records for member in incident.members.values())
         errors = sum(member.errors for member in incident.members.values())
         templates = incident.odd_templates()[:_FINGERPRINTS]
-        failing_most = sorted(incident.versions.items(), key=lambda item: (-item[1], item[0]))
-        releases = [version for version, n in failing_most[:3] if n >= _RELEASE_SHARE * failing_most[0][1]]
+        releases = _failing_releases(incident)
         first = incident.findings[0] if incident.findings else None
         query = _query(incident, units, self._grid)
         is_over = incident.resolved_us is not None
         samples = current.samples if current and is_over else self._samples(session.tenant, query, incident, cutoff_us)
+        if current and is_over:
+            alike = [one for one in current.evidence if one.feature == _SHARED]
+        else:
+            alike = self._shared(session.tenant, incident, units, cutoff_us)
         lines = {str(s["log.template.id"]): error_line(s) for s in reversed(samples) if "log.template.id" in s}
         told = incident.texts | {id: line for id, line in lines.items() if line}
         head = title(incident.root, incident.findings, templates, told)
@@ -520,7 +526,8 @@ class Detection:
                     sentence(f),
                 )
                 for f in incident.findings
-            ],
+            ]
+            + alike,
             fingerprints=[
                 Fingerprint(t.id, incident.texts.get(t.id, t.id), t.n, t.is_new, format_us(t.first_us))
                 for t in templates
@@ -536,6 +543,30 @@ class Detection:
             is_notified=incident.is_notified,
             windows=incident.windows,
         )
+
+    def _shared(self, tenant: str, incident: Incident, units: Sequence[str], cutoff_us: int) -> list[Evidence]:
+        """Return what the failed runs have in common and the good ones do not."""
+        if not any(member.errors for member in incident.members.values()):
+            return []
+        nodes = tuple(_unit_node(unit) for unit in units)
+        known = Range("event.ingested", None, cutoff_us, includes_high=False)
+        where = And((nodes[0] if len(nodes) == 1 else Or(nodes), known))
+        is_error = parse("log.level:>=error", cutoff_us)
+        span = Span(incident.start_us, incident.end_us)
+        failed, good = (
+            self._records(tenant, And((where, node)), span, _COMPARED) for node in (is_error, Not(is_error))
+        )
+        return [
+            Evidence(
+                _SHARED,
+                "share",
+                round(one.failed, 3),
+                round(one.good, 3),
+                round(score_of(one.surprise / _SHARED_CUT), 4),
+                one.sentence(),
+            )
+            for one in shared(failed, good)
+        ]
 
     def _samples(self, tenant: str, query: str, incident: Incident, cutoff_us: int) -> list[dict[str, object]]:
         """Return a few records that show it, one of each template that stood out before any second one."""
@@ -737,6 +768,13 @@ class Opened(msgspec.Struct):
     score: float
     tasks: list[str]
     title: str
+    start: str  # of the first odd record's step
+    end: str
+    is_notified: bool
+    evidence: list[str]  # sentences, the strongest first
+    templates: list[tuple[int, bool, str]]  # records, whether never seen before, text
+    releases: list[str]
+    series: list[tuple[str, float, float]]  # start of a step, observed, expected
 
 
 def new_history(tenant: str, settings: DetectionSettings) -> History:
@@ -797,19 +835,35 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
         advance(map(Count._make, counts))
     # What came last is judged once its grace is over; what comes after the end nobody knows.
     idle(cutoff_us + grid.grace_us + grid.step_us + TICK_US)
-    tickets = [
-        Opened(
-            id=incident.id,
-            opened_at=format_us(incident.opened_us),
-            resolved_at=None if incident.resolved_us is None else format_us(incident.resolved_us),
-            kind=incident.kind,
-            score=round(score_of(incident.strength), 4),
-            tasks=[unit.partition(":")[2] for unit in incident.members],
-            title=title(incident.root, incident.findings, incident.odd_templates(), incident.texts | lines),
-        )
-        for incident in sorted(last.values(), key=lambda incident: (incident.opened_us, incident.id))
-    ]
-    return flags, tickets
+    ordered = sorted(last.values(), key=lambda incident: (incident.opened_us, incident.id))
+    return flags, [_opened(incident, lines) for incident in ordered]
+
+
+def _opened(incident: Incident, lines: Mapping[str, str]) -> Opened:
+    texts = {**incident.texts, **lines}
+    templates = incident.odd_templates()
+    return Opened(
+        id=incident.id,
+        opened_at=format_us(incident.opened_us),
+        resolved_at=None if incident.resolved_us is None else format_us(incident.resolved_us),
+        kind=incident.kind,
+        score=round(score_of(incident.strength), 4),
+        tasks=[unit.partition(":")[2] for unit in incident.members],
+        title=title(incident.root, incident.findings, templates, texts),
+        start=format_us(incident.start_us),
+        end=format_us(incident.end_us),
+        is_notified=incident.is_notified,
+        evidence=[sentence(finding) for finding in incident.findings],
+        templates=[(t.n, t.is_new, texts.get(t.id, t.id)) for t in templates[:_FINGERPRINTS]],
+        releases=_failing_releases(incident),
+        series=[(format_us(at), observed, expected) for at, observed, expected in incident.series],
+    )
+
+
+def _failing_releases(incident: Incident) -> list[str]:
+    """Return the releases of most failures, three at most."""
+    most = sorted(incident.versions.items(), key=lambda item: (-item[1], item[0]))
+    return [version for version, n in most[:3] if n >= _RELEASE_SHARE * most[0][1]]
 
 
 # Evaluation ----------------------------------------------------------------------------------------------------------

@@ -78,7 +78,8 @@ def run(path: Path, lines: Sequence[str], tmp_path: Path) -> tuple[list[dict[str
     pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(path.suffix, bytes)
     path.write_bytes(pack(text))
     output = tmp_path / "flags.json"
-    done = CliRunner().invoke(app, ["backtest", str(path), "--output", str(output)], env={"COLUMNS": "80"})
+    asked = ["backtest", str(path), "--output", str(output), "--html", str(tmp_path / "report.html")]
+    done = CliRunner().invoke(app, asked, env={"COLUMNS": "80"})
     assert done.exit_code == 0, done.output
     return json.loads(output.read_text()), done.output
 
@@ -102,6 +103,10 @@ def test_a_file_in_any_order_and_packing_gives_the_tickets_of_the_service(bench:
     first = {str(flag["ticket"]): str(flag["detected_at"]) for flag in reversed(results[0])}
     assert sorted(first) == [id for id, _, _ in tickets]
     assert sorted(first.values()) == sorted(opened for _, opened, _ in tickets)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<article") == page.count("<svg") == len(tickets)
+    assert all(f'<article id="{id}">' in page for id, _, _ in tickets)
+    assert "ValueError: no such order" in page
 
 
 def test_a_flag_is_never_dated_before_a_record_that_it_used(tmp_path: Path) -> None:

@@ -231,6 +231,10 @@ def test_a_burst_becomes_a_ticket_that_says_what_an_engineer_needs(bench: Bench)
     assert ticket.samples[0]["log.template.id"] == "v1:broken"
     assert ticket.opened_at == "2026-11-22T12:00:10Z"
     assert len(ticket.series) == 60
+    [alike] = [one for one in ticket.evidence if one.feature == "shared"]
+    assert "failed runs have service.version 2" in alike.text
+    assert alike.observed > 0.9
+    assert alike.expected == 0
     found = bench.store.search("default", parse(ticket.query, NOW_US), limit=1000).hits
     assert len(found) >= 40
     assert bench.state.get_ticket("default", ticket.id) is not None
