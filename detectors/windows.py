@@ -315,11 +315,14 @@ class Series:
 
         ``until`` is the edge of a window.
         """
-        if self._dirty:
-            for block in self._dirty:
-                low = block * BLOCK_STEPS
-                self.blocks[block] = self._sums(low, low + BLOCK_STEPS)
-            self._dirty.clear()
+        dirty = sorted(self._dirty)
+        while dirty:
+            # Blocks in a row at once: after a start, all of them.
+            end = next((i for i in range(1, len(dirty)) if dirty[i] != dirty[0] + i), len(dirty))
+            run = slice(dirty[0], dirty[0] + end)
+            self.blocks[run] = self._sums(run.start * BLOCK_STEPS, run.stop * BLOCK_STEPS)
+            del dirty[:end]
+        self._dirty.clear()
         # Nothing before the first record is history.
         first = (self.first - self.base) // BLOCK_STEPS
         whole = min(max((until - self.base) // BLOCK_STEPS, first), len(self.blocks))
@@ -331,24 +334,28 @@ class Series:
         return self.base // BLOCK_STEPS + first, rows
 
     def _sums(self, low: int, high: int) -> FloatArray:
-        out = np.zeros(len(Sum))
-        begin = self.first - self.base
+        """Return the sums over the columns ``[low, high)``: whole blocks, or whole windows within one."""
+        width = min(high - low, BLOCK_STEPS)
+        count = (high - low) // width
         clean = ~self.odd_part(self.base + low, self.base + high)
-        if begin > low:
-            clean &= np.arange(low, high) >= begin
-        steps = int(clean.sum())
-        if not steps:
-            return out
-        counts = self.part(self.base + low, self.base + high) * clean
-        out[Sum.STEPS] = steps
-        out[Sum.RECORDS : Sum.DURATION_SQUARES + 1] = counts[: Row.ALL].sum(axis=1)
-        windows = counts[:3].reshape(3, -1, STEPS_PER_WINDOW).sum(axis=2)
-        n, e, w = windows.astype(np.float64)
-        out[Sum.ERRORS2 : Sum.DURATION_WINDOWS] = (e @ e, e @ n, n @ n, w @ w, w @ n, (n > 0).sum())
-        if out[Sum.DURATIONS]:
-            timed = counts[Row.DURATIONS : Row.DURATION_SQUARES].reshape(2, -1, STEPS_PER_WINDOW).sum(axis=2)
-            number, total = timed[:, timed[0] > 0].astype(np.float64)
-            out[Sum.DURATION_WINDOWS], out[Sum.WINDOW_SQUARES] = len(number), (total * total / number).sum()
+        clean &= np.arange(low, high) >= self.first - self.base
+        counts = (self.part(self.base + low, self.base + high) * clean).reshape(len(Row), count, width)
+        out = np.zeros((count, len(Sum)))
+        out[:, Sum.STEPS] = clean.reshape(count, width).sum(axis=1)
+        out[:, Sum.RECORDS : Sum.DURATION_SQUARES + 1] = counts[: Row.ALL].sum(axis=2).T
+        windows = counts[: Row.DURATION_SQUARES].reshape(5, count, -1, STEPS_PER_WINDOW).sum(axis=3)
+        n, e, w, timed, total = windows.astype(np.float64)
+        for column, values in (
+            (Sum.ERRORS2, e * e),
+            (Sum.ERRORS_RECORDS, e * n),
+            (Sum.RECORDS2, n * n),
+            (Sum.WARNINGS2, w * w),
+            (Sum.WARNINGS_RECORDS, w * n),
+            (Sum.BUSY_WINDOWS, n > 0),
+            (Sum.DURATION_WINDOWS, timed > 0),
+            (Sum.WINDOW_SQUARES, total * total / np.maximum(timed, 1)),
+        ):
+            out[:, column] = values.sum(axis=1)
         return out
 
     def template_errors(self, id: str, start: int, end: int) -> IntArray:
