@@ -666,8 +666,9 @@ def reindex(config: ConfigOption = None) -> None:
     """Bring the records' indices to this version, after an upgrade that says that they differ.
 
     The embedded index is written anew beside the running service; stop that then and run the command
-    again: it does what came since and puts the new index in place, within seconds. What was done
-    before an interruption is not done again. Elasticsearch is left to its own `_reindex`.
+    again: it does what came since and puts the new index in place, within seconds. In Elasticsearch
+    each index is copied and exchanged while the service runs. What was done before an interruption is
+    not done again.
     """
     from rich.progress import Progress
 

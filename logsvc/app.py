@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -52,7 +52,7 @@ from logsvc.ingest import Ingest
 from logsvc.journal import Journal
 from logsvc.keys import Keys, Scope
 from logsvc.ledger import Ledger
-from logsvc.lock import DataDirectoryLock
+from logsvc.lock import DataDirectoryLock, make_data_dir
 from logsvc.names import SHADOW_TENANT
 from logsvc.notifiers import make_notifiers
 from logsvc.outbox import Outbox
@@ -98,7 +98,11 @@ def reindex(settings: Settings, on_progress: Callable[[str, int, int], None]) ->
     """
     if settings.store.is_embedded:
         return _reindex_embedded(settings.data_dir, on_progress)
-    raise SettingsError("the records are in Elasticsearch; have it reindex them (POST _reindex)")
+    from logsvc.store.elastic import ElasticStore, Reindexer
+
+    make_data_dir(settings.data_dir)
+    with _alone_in(settings.data_dir), closing(ElasticStore(settings.store.url, prefix=settings.store.prefix)) as store:
+        return Reindexer(store).run(on_progress)
 
 
 def _reindex_embedded(data_dir: Path, on_progress: Callable[[str, int, int], None]) -> int:
@@ -137,7 +141,7 @@ def _alone_in(target: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            raise Conflict(f"another reindex is writing to {target}; wait until it has ended") from exc
+            raise Conflict(f"another reindex is under way in {target}; wait until it has ended") from exc
         yield
     finally:
         os.close(fd)

@@ -27,15 +27,16 @@ Not here: when to append, refresh or expire (indexer.py), the query language (qu
 from __future__ import annotations
 
 import base64
+import re
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +46,13 @@ from elastic_transport.client_utils import url_to_node_config
 from loguru import logger
 
 from logsvc import regex
-from logsvc.errors import LogsvcError, QueryTooExpensive, SchemaMismatch, SettingsError, StoreUnavailable
+from logsvc.errors import (
+    LogsvcError,
+    QueryTooExpensive,
+    SchemaMismatch,
+    SettingsError,
+    StoreUnavailable,
+)
 from logsvc.fields import ECS_VERSION, FIELDS, LEVELS, MAX_TOKEN_CHARS, SCHEMA_VERSION, FieldType, resolve
 from logsvc.query import And, Exists, Match, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, indexable
 from logsvc.records import Entry
@@ -547,23 +554,50 @@ class ElasticStore:
         self._has_template = False
         self._is_closed = False
 
+    def indices(self) -> list[str]:
+        """Return the indices behind the alias; a pattern would match those of a service with a longer prefix too."""
+        return sorted(_read(self._ask("GET", f"/_alias/{self._alias}", missing=b"{}"), Json))
+
     def __repr__(self) -> str:
         return f"ElasticStore({self._address}, {self._alias})"
 
     # Schema
 
     def check_schema(self) -> list[str]:
-        found = self._ask("GET", f"/{self._alias}", missing=b"{}")
-        expected = mapping()
         where: dict[str, list[str]] = defaultdict(list)
-        for index, body in sorted(_read(found, Json).items()):
-            analysis = body["settings"]["index"].get("analysis", {})
-            for difference in _differences(expected, {"mappings": body["mappings"], "analysis": analysis}):
+        for index, differences in sorted(self.differences().items()):
+            for difference in differences:
                 where[difference].append(index)
         return [
             f"{difference} (in {indices[0]}{f' and {len(indices) - 1} more' if len(indices) > 1 else ''})"
             for difference, indices in where.items()
         ]
+
+    def differences(self, target: str | None = None) -> dict[str, list[str]]:
+        """Return how each index that differs from this version's mapping does; all behind the alias, or ``target``."""
+        found = self._ask("GET", f"/{target or self._alias}", missing=b"{}")
+        expected = mapping()
+        differing = {}
+        for index, body in _read(found, Json).items():
+            analysis = body["settings"]["index"].get("analysis", {})
+            differences = list(_differences(expected, {"mappings": body["mappings"], "analysis": analysis}))
+            if differences:
+                differing[index] = differences
+        return differing
+
+    def put_template(self) -> None:
+        """Have new indices made with this version's mapping."""
+        template = {
+            "index_patterns": [f"{self._alias}-*"],
+            "priority": 200,
+            "_meta": mapping()["_meta"],
+            "template": {
+                "settings": {"index": index_settings()},
+                "mappings": mapping(),
+                "aliases": {self._alias: {}},
+            },
+        }
+        self._ask("PUT", f"/_index_template/{self._alias}", template)
 
     def _ensure(self, indices: Iterable[str]) -> None:
         """Create the indices that do not stand yet, all from the template."""
@@ -573,19 +607,9 @@ class ElasticStore:
                     # The server may have been away when the service started and compared nothing.
                     if differences := self.check_schema():
                         raise SchemaMismatch("the store's mapping", differences)
-                    template = {
-                        "index_patterns": [f"{self._alias}-*"],
-                        "priority": 200,
-                        "_meta": mapping()["_meta"],
-                        "template": {
-                            "settings": {"index": index_settings()},
-                            "mappings": mapping(),
-                            "aliases": {self._alias: {}},
-                        },
-                    }
-                    self._ask("PUT", f"/_index_template/{self._alias}", template)
+                    self.put_template()
                     self._has_template = True
-                self._ask("PUT", f"/{index}", allowed="resource_already_exists_exception")
+                self._ask("PUT", f"/{index}", allowed=_EXISTS)
                 self._created.add(index)
 
     # Append
@@ -696,9 +720,10 @@ class ElasticStore:
         for start in range(0, len(keys), 1_000):
             docs = [{"_index": i, "_id": id_, "_source": ["logsvc.seq"]} for i, id_ in keys[start : start + 1_000]]
             answer = self._ask("POST", "/_mget", {"docs": docs}, timeout_s=60)
-            for doc in _read(answer, _Got).docs:
+            # The answers say the index itself where its name is an alias.
+            for key, doc in zip(keys[start : start + 1_000], _read(answer, _Got).docs, strict=True):
                 if doc.get("found"):
-                    found[doc["_index"], doc["_id"]] = doc["_source"]["logsvc"]["seq"]
+                    found[key] = doc["_source"]["logsvc"]["seq"]
         return found
 
     def flush(self) -> None:
@@ -957,11 +982,13 @@ class ElasticStore:
                 old.append((bucket["key"]["tenant"], day))
             else:
                 living.add(day)
-        standing = set(_read(self._ask("GET", f"/_alias/{self._alias}", missing=b"{}"), Json))
+        behind = _read(self._ask("GET", f"/{self._alias}/_alias", missing=b"{}"), Json)  # with all their names
+        # A reindexed day's name is an alias.
+        standing = {name: index for index, body in behind.items() for name in (index, *body["aliases"])}
         for day in sorted({day for _, day in old} - living):
             index = self._day_index(day)
             if index in standing:
-                self._ask("DELETE", f"/{index}?ignore_unavailable=true", timeout_s=60)
+                self._ask("DELETE", f"/{standing[index]}?ignore_unavailable=true", timeout_s=60)
                 self._forget(index)
         for tenant, day in old:
             self._delete(_filtered(tenant, Span(day * DAY_US, (day + 1) * DAY_US)))
@@ -1073,9 +1100,9 @@ class ElasticStore:
         *,
         timeout_s: float = 30.0,
         missing: bytes | None = None,
-        allowed: str | None = None,
+        allowed: Sequence[str] = (),
     ) -> bytes:
-        """Return the body of a good answer; ``missing`` stands in for a 404, ``allowed`` is an error that is none.
+        """Return the body of a good answer; ``missing`` stands in for a 404, ``allowed`` are errors that are none.
 
         Raises:
             StoreUnavailable: If asking again may help.
@@ -1104,7 +1131,7 @@ class ElasticStore:
         if meta.status == 404 and missing is not None:
             return missing
         failure = _failure(answer)
-        if allowed is not None and failure.type == allowed:
+        if failure.type in allowed:
             return answer
         described = f"{meta.status} {_described(failure)}"
         if any(mark in answer.decode(errors="replace") for mark in _TOO_EXPENSIVE):
@@ -1115,11 +1142,131 @@ class ElasticStore:
             logger.error("the store does not understand {} {}: {}", method, path.partition("?")[0], described)
             raise LogsvcError("the store does not understand what was asked; the service's own log has the details")
         hint = "; check the user and password in its address" if meta.status in (401, 403) else ""
-        is_starting = meta.status == 503 and failure.type in _NO_SHARD
+        # 404: the index was exchanged for another in the middle of a search.
+        is_starting = meta.status == 404 or (meta.status == 503 and failure.type in _NO_SHARD)
         raise (_NotStarted if is_starting else StoreUnavailable)(
             f"the store at {self._address} answered {described}{hint}"
         )
 
+
+class Reindexer:
+    """Brings the indices of one store to this version's mapping while they are searched and written.
+
+    Each is copied by the server into a new one, ``PREFIX.rN-DAY``, which nobody searches; then the old one
+    takes no writes for a moment (the journal keeps them), the rest is copied, both are counted, and in one
+    step the old name becomes an alias of the new index. What was copied stays when this is ended and begun again.
+    """
+
+    def __init__(self, store: ElasticStore) -> None:
+        self._store = store
+
+    def outdated(self) -> list[str]:
+        """Return the indices whose mapping differs, the newest day first."""
+        return sorted(self._store.differences(), key=lambda index: index.rpartition("-")[2], reverse=True)
+
+    def run(self, on_progress: Callable[[str, int, int], None]) -> int:
+        """Return how many indices were brought up to date; ``on_progress`` gets index, copied, and how many there are.
+
+        Raises:
+            StoreUnavailable: If the server is away; run it again.
+        """
+        self._store.put_template()
+        outdated = self.outdated()
+        for index in outdated:
+            self._one(index, partial(on_progress, index))
+        return len(outdated)
+
+    def _one(self, old: str, on_progress: Callable[[int, int], None]) -> None:
+        name, new = self._names(old)
+        for _ in range(_REINDEX_TRIES):
+            self._create(new)
+            self._copy(old, new, None, on_progress)
+            try:
+                self._store._ask("PUT", f"/{old}/_block/write", timeout_s=SLOW_S)
+                # Bulk requests overtake each other, so begin well before the last number.
+                self._copy(old, new, self._last_seq(new) - _OVERTAKEN_RECORDS, on_progress)
+                if self._count(new) < self._count(old):
+                    self._copy(old, new, None, on_progress)
+                if self._count(new) == self._count(old):
+                    # Had someone removed it meanwhile, copying would have made one without a mapping of ours.
+                    if differences := self._store.differences(new):
+                        raise SchemaMismatch(f"the mapping of {new}", differences[new])
+                    self._swap(old, name, new)
+                    return
+            except BaseException:
+                self._unblock(old)
+                raise
+            # More than in the old one: something was erased meanwhile, and must not come back.
+            self._unblock(old)
+            self._store._ask("DELETE", f"/{new}", missing=b"", timeout_s=SLOW_S)
+        raise StoreUnavailable(f"{old} changes faster than it can be copied; try again when nothing is being erased")
+
+    def _names(self, old: str) -> tuple[str, str]:
+        """Return the name under which the store knows the index ``old``, and what its successor is to be called."""
+        prefix = self._store._alias
+        match = re.fullmatch(rf"{re.escape(prefix)}(?:\.r([0-9]+))?-(.+)", old)
+        if match is None:
+            raise LogsvcError(f"the index {old} behind {prefix} is none of ours; remove it from the alias")
+        return f"{prefix}-{match[2]}", f"{prefix}.r{int(match[1] or 1) + 1}-{match[2]}"
+
+    def _create(self, new: str) -> None:
+        body = {"settings": {"index": index_settings()}, "mappings": mapping()}
+        answer = self._store._ask("PUT", f"/{new}", body, allowed=_EXISTS)
+        if _read(answer, Json).get("error") and self._store.differences(new):
+            # Begun by another version.
+            self._store._ask("DELETE", f"/{new}", timeout_s=SLOW_S)
+            self._store._ask("PUT", f"/{new}", body)
+
+    def _copy(self, old: str, new: str, after_seq: int | None, on_progress: Callable[[int, int], None]) -> None:
+        """Copy what the new index lacks; all, or what has a higher number."""
+        self._store._ask("POST", f"/{old}/_refresh", timeout_s=SLOW_S)
+        query: Json = {"match_all": {}} if after_seq is None else {"range": {"logsvc.seq": {"gt": after_seq}}}
+        body = {
+            "conflicts": "proceed",
+            "source": {"index": old, "query": query, "size": 5_000},
+            "dest": {"index": new, "op_type": "create"},
+        }
+        path = "/_reindex?wait_for_completion=false&refresh=true"
+        task = _read(self._store._ask("POST", path, body), Json)["task"]
+        while True:
+            found = _read(self._store._ask("GET", f"/_tasks/{task}"), Json)
+            status = found["task"]["status"]
+            on_progress(status["created"] + status["version_conflicts"], status["total"])
+            if found["completed"]:
+                break
+            time.sleep(_TASK_POLL_S)
+        failures = found.get("response", {}).get("failures") or found.get("error")
+        if failures:
+            raise StoreUnavailable(f"the store could not copy {old}: {str(failures)[:500]}")
+
+    def _last_seq(self, index: str) -> int:
+        body = {"size": 0, "aggs": {"last": {"max": {"field": "logsvc.seq"}}}}
+        return int(
+            _read(self._store._ask("POST", f"/{index}/_search", body), Json)["aggregations"]["last"]["value"] or 0
+        )
+
+    def _count(self, index: str) -> int:
+        self._store._ask("POST", f"/{index}/_refresh", timeout_s=SLOW_S)
+        return int(_read(self._store._ask("GET", f"/{index}/_count"), Json)["count"])
+
+    def _unblock(self, index: str) -> None:
+        with suppress(LogsvcError):
+            self._store._ask("PUT", f"/{index}/_settings", {"index.blocks.write": False}, missing=b"")
+
+    def _swap(self, old: str, name: str, new: str) -> None:
+        actions: list[Json] = [
+            {"remove_index": {"index": old}},
+            {"add": {"index": new, "alias": self._store._alias}},
+            {"add": {"index": new, "alias": name}},
+        ]
+        self._store._ask("POST", "/_aliases", {"actions": actions}, timeout_s=SLOW_S)
+
+
+# The second where the name is that of an alias, after a reindexing.
+_EXISTS = ("resource_already_exists_exception", "invalid_index_name_exception")
+_REINDEX_TRIES = 3
+_TASK_POLL_S = 0.2
+_OVERTAKEN_RECORDS = 100_000
 
 _NO_SHARD = ("search_phase_execution_exception", "no_shard_available_action_exception")
 _NOT_STARTED_POLL_S = 0.1
