@@ -21,7 +21,7 @@ ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help install demo test quick check format bench wheels lock clean
+.PHONY: help install demo test soak quick check format bench wheels lock clean
 
 help: ## List the targets.
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do \
@@ -50,6 +50,9 @@ test: $(INSTALLED) ## Run every test, those against a real Elasticsearch include
 	  $(SERVER) start || true; \
 	fi; \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+soak: $(INSTALLED) ## Break a real service in every way and find each record again (ARGS="--short", "--list", "kill fsync").
+	$(BIN)/python -m tests.soak $(ARGS)
 
 quick: $(INSTALLED) ## Run the unit tests: under a minute on a quiet machine, no server needed.
 	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=quick -m "not slow and not elasticsearch" tests/unit $(ARGS)

@@ -180,14 +180,47 @@ def _answers(url: str, path: str = "/_cluster/health") -> bool:
         return False
 
 
-def _start(home: Path, java: Path, run_dir: Path, java_options: str) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a node whose files are all in ``run_dir``; return its launcher and its address."""
+def _start(
+    home: Path, java: Path, run_dir: Path, java_options: str, **settings: str | int
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a node whose files are all in ``run_dir``; return its launcher and its address once it answers."""
     port = _free_port()
+    launcher = _launch(home, java, run_dir, java_options, port, settings or {"discovery.type": "single-node"})
+    url = f"http://127.0.0.1:{port}"
+    _await(launcher, url, run_dir)
+    return launcher, url
+
+
+def start_cluster(root: Path, nodes: int, java_options: str, launchers: list[subprocess.Popen[bytes]]) -> list[str]:
+    """Start nodes of one cluster in ``root``, entering each launcher as it starts; return their addresses.
+
+    Raises:
+        Unobtainable: If they cannot be started.
+    """
+    home, java = fetch(), _java_home()
+    ports = [(_free_port(), _free_port()) for _ in range(nodes)]
+    for number, (port, transport_port) in enumerate(ports):
+        settings: dict[str, str | int] = {
+            "node.name": f"n{number}",
+            "transport.port": transport_port,
+            "discovery.seed_hosts": ",".join(f"127.0.0.1:{other}" for _, other in ports),
+            "cluster.initial_master_nodes": ",".join(f"n{other}" for other in range(nodes)),
+        }
+        (root / f"n{number}").mkdir(mode=0o755)
+        launchers.append(_launch(home, java, root / f"n{number}", java_options, port, settings))
+    urls = [f"http://127.0.0.1:{port}" for port, _ in ports]
+    for number, url in enumerate(urls):
+        _await(launchers[number], url, root / f"n{number}")
+    return urls
+
+
+def _launch(
+    home: Path, java: Path, run_dir: Path, java_options: str, port: int, settings: dict[str, str | int]
+) -> subprocess.Popen[bytes]:
     config = run_dir / "config"
     shutil.copytree(home / "config", config)
     lines = {
         "cluster.name": "logsvc-test",
-        "discovery.type": "single-node",
         "network.host": "127.0.0.1",
         "http.port": port,
         "transport.port": _free_port(),
@@ -197,6 +230,7 @@ def _start(home: Path, java: Path, run_dir: Path, java_options: str) -> tuple[su
         "xpack.security.enabled": "false",
         "cluster.routing.allocation.disk.threshold_enabled": "false",
         "action.destructive_requires_name": "true",
+        **settings,
     }
     (config / "elasticsearch.yml").write_text("".join(f"{k}: {v}\n" for k, v in lines.items()), encoding="utf-8")
     # The paths of these logs are relative to the home, which is read-only.
@@ -231,7 +265,7 @@ def _start(home: Path, java: Path, run_dir: Path, java_options: str) -> tuple[su
     # In the foreground the launcher takes the server with it when it ends; its own session keeps
     # a Ctrl-C meant for the tests away from it.
     with (run_dir / "launcher.log").open("wb") as log:
-        launcher = subprocess.Popen(
+        return subprocess.Popen(
             [*drop, *command],
             env=environment,
             cwd=home,  # Where the launcher looks for the modules.
@@ -240,7 +274,9 @@ def _start(home: Path, java: Path, run_dir: Path, java_options: str) -> tuple[su
             stderr=log,
             start_new_session=True,
         )
-    url = f"http://127.0.0.1:{port}"
+
+
+def _await(launcher: subprocess.Popen[bytes], url: str, run_dir: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not _answers(url):
         if launcher.poll() is not None or time.monotonic() > deadline:
@@ -250,7 +286,6 @@ def _start(home: Path, java: Path, run_dir: Path, java_options: str) -> tuple[su
                 f"Elasticsearch did not start (exit {launcher.returncode}): {' '.join(said).splitlines()}"
             )
         time.sleep(0.2)  # Polling another program's start; there is nothing to wait on.
-    return launcher, url
 
 
 def _stop(launcher: subprocess.Popen[bytes]) -> None:
