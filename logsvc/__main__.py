@@ -10,6 +10,7 @@ Modules are imported by the commands that need them, so that ``--help`` answers 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -104,7 +105,19 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal without Unicode gets ?, not an error
             stream.reconfigure(errors="replace")
-    app()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout = terminal.Output(sys.stdout)
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except terminal.OutputFailed as exc:
+        if not exc.is_unread:  # who reads no further, as head does, needs no explanation
+            sys.stderr.write(f"error: cannot write what was found: {exc}\n")
+        # What is still buffered cannot be written either; the interpreter must not try at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.UNREAD if exc.is_unread else Exit.OUTPUT)
 
 
 @contextmanager
@@ -179,7 +192,10 @@ def serve(config: ConfigOption = None) -> None:
 
 @app.command()
 def search(
-    q: Annotated[str, typer.Argument(help="Such as: level:>=error task:billing.charge", show_default=False)] = "",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[QUERY]...", help="Such as: level:>=error task:billing.charge", show_default=False),
+    ] = None,
     start: Annotated[str | None, typer.Option("--from", help="RFC 3339, or relative: now-15m.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="RFC 3339, or relative.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many records.")] = 50,
@@ -197,6 +213,7 @@ def search(
 
     Text shows the newest at the bottom, next to the prompt; JSON has the newest first.
     """
+    q = " ".join(words or ())
     with _explained(q):
         client = Client(url)
         records: list[dict[str, Any]] = []
@@ -236,11 +253,14 @@ def search(
 
 @app.command()
 def tail(
-    q: Annotated[str, typer.Argument(help="As for search.", show_default=False)] = "",
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUERY]...", help="As for search.", show_default=False)
+    ] = None,
     url: UrlOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show records as they arrive, until Ctrl-C or the service's end. With `-o json`, one JSON object a line."""
+    q = " ".join(words or ())
     with _explained(q):
         out = terminal.console()
         with Client(url).events("/api/v1/tail", q=q) as records:
@@ -397,9 +417,9 @@ def keys_create(
         settings = load(config)
         try:
             scopes = [Scope(text.lower()) for text in scope]
-        except ValueError as exc:
+        except ValueError:
             names = ", ".join(known.value for known in Scope)
-            raise BadInput(f"{exc}; expected one of {names}") from None
+            raise BadInput(f"--scope {' '.join(scope)}: expected one of {names}") from None
         expires_us = None
         if expires_in:
             expires_us = system_clock() + round(parse_duration(expires_in).total_seconds() * 1_000_000)
@@ -430,6 +450,9 @@ def keys_list(config: ConfigOption = None, output: OutputOption = Output.TEXT) -
         found = keys.list()
         if output is Output.JSON:
             _print_json({"keys": found})
+            return
+        if not found:
+            terminal.console().print("No keys yet: `logsvc serve` makes the first, `logsvc keys create` more.")
             return
         rows = [
             (

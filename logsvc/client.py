@@ -41,7 +41,9 @@ class Exit(IntEnum):
     KEY = 4, "no key, not a key, or not allowed"
     MISSING = 5, "no such ticket, key or dead letter"
     REFUSED = 6, "a setting, the schema or the data directory stops the start"
+    OUTPUT = 7, "the output could not be written: a full disk, say"
     INTERRUPTED = 130, "ended by Ctrl-C"
+    UNREAD = 141, "who read the output wanted no more of it, as head does"
 
 
 class Total(TypedDict):
@@ -180,7 +182,11 @@ class Client:
     def _reached(self) -> Iterator[None]:
         try:
             yield
-        except (httpx.RequestError, httpx.InvalidURL) as exc:
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as exc:
+            raise ClientError(
+                f"cannot use {self.url!r} as an address; expected one such as {DEFAULT_URL}", Exit.INPUT
+            ) from exc
+        except httpx.RequestError as exc:
             raise ClientError(
                 f"no service answers at {self.url} ({exc}); start one with `logsvc serve`, or set LOGSVC_URL", Exit.AWAY
             ) from exc

@@ -23,7 +23,7 @@ import msgspec
 from loguru import logger
 
 from logsvc import durable
-from logsvc.errors import LogsvcError, Overloaded, StoreUnavailable
+from logsvc.errors import BadInput, LogsvcError, Overloaded, StoreUnavailable
 
 _POLL_S = 0.5
 
@@ -34,6 +34,7 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 class _Outcome(msgspec.Struct):
     answer: msgspec.Raw = msgspec.Raw(b"null")
     error: str = ""
+    is_bad_input: bool = False  # the error is about what was asked for
 
 
 class Errands(Generic[Request]):
@@ -72,7 +73,7 @@ class Errands(Generic[Request]):
                 except Overloaded:
                     return  # the service is ending; the request stays
                 except Exception as exc:  # noqa: BLE001 - whoever asked gets it as the answer
-                    outcome = _Outcome(error=str(exc) or type(exc).__name__)
+                    outcome = _Outcome(error=str(exc) or type(exc).__name__, is_bad_input=isinstance(exc, BadInput))
                 logger.info("{}: {}: {}", self._directory.name, path.name, outcome.error or "done")
                 # Who finds the answer finds nothing else left.
                 aside = durable.write_aside(path.with_suffix(".answer"), msgspec.json.encode(outcome))
@@ -92,6 +93,7 @@ def ask(directory: Path, request: msgspec.Struct, answer: type[Answer], *, wait_
 
     Raises:
         StoreUnavailable: If the service does not answer in time.
+        BadInput: If it cannot be done as it was asked for.
         LogsvcError: If it cannot be done; the message says why.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,5 +111,5 @@ def ask(directory: Path, request: msgspec.Struct, answer: type[Answer], *, wait_
     outcome = msgspec.json.decode(answered.read_bytes(), type=_Outcome)
     answered.unlink()
     if outcome.error:
-        raise LogsvcError(outcome.error)
+        raise (BadInput if outcome.is_bad_input else LogsvcError)(outcome.error)
     return msgspec.json.decode(outcome.answer, type=answer)

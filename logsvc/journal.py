@@ -54,7 +54,7 @@ import zstandard
 from loguru import logger
 
 from logsvc import durable, faults
-from logsvc.errors import JournalFull, Overloaded
+from logsvc.errors import BadInput, JournalFull, Overloaded
 from logsvc.records import Entry
 from logsvc.turns import Lines
 
@@ -343,10 +343,10 @@ class Journal:
         """Open the journal in ``directory`` for reading only, changing nothing: a dead node's, say.
 
         Raises:
-            FileNotFoundError: If there is no journal.
+            BadInput: If there is no journal.
         """
         if not any(path.stem.isdigit() for path in directory.glob("*.log")):
-            raise FileNotFoundError(
+            raise BadInput(
                 f"{directory} holds no journal; expected files such as 00000000000000000001.log, "
                 "which lie in the folder journal of a data directory"
             )

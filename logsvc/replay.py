@@ -29,7 +29,7 @@ from logsvc import journal as journals
 from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.deadletters import DeadLetter, DeadLetters, find, letters
 from logsvc.errands import Errands, ask
-from logsvc.errors import DataDirectoryLocked, LogsvcError, NotFound, Overloaded
+from logsvc.errors import BadInput, DataDirectoryLocked, LogsvcError, NotFound, Overloaded
 from logsvc.journal import Journal
 from logsvc.ledger import is_note
 from logsvc.lock import DataDirectoryLock
@@ -131,7 +131,7 @@ class Replayer:
 
     def _replay_journal(self, directory: Path) -> ReplayReport:
         if directory.resolve() == self._journal.directory.resolve():
-            raise LogsvcError(f"{directory} is this service's own journal; expected that of a dead node")
+            raise BadInput(f"{directory} is this service's own journal; expected that of a dead node")
         foreign = Journal.inspect(directory)
         replayed = unreadable = after_seq = 0
         while after_seq < foreign.last_seq:

@@ -7,15 +7,18 @@ characters: a log line must not move anybody's cursor.
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import TextIOWrapper
 from statistics import median
 from typing import Any
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -35,6 +38,8 @@ LEVEL_STYLES = {
 STATE_STYLES = {"open": "bold red", "acknowledged": "yellow", "resolved": "green"}
 SEVERITY_STYLES = {"critical": "bold white on red", "high": "bold red", "medium": "yellow", "low": "green"}
 _MINUTE_S = 60.0
+_WORD_MAX_WIDTH = 24  # longer words, such as paths, are folded
+_FILE_WIDTH = 200  # of what is no terminal
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 # Controls move the cursor, bidirectional overrides reorder what is read, halves of surrogate pairs cannot be printed.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -149,17 +154,58 @@ def size(n_bytes: int) -> str:
     return f"{amount:.{0 if amount >= 10 else 1}f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
-def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+class _Table:
+    """A plain table; where the terminal is too narrow for its columns, each row becomes lines of ``column: value``."""
+
+    def __init__(self, title: str | None, columns: Sequence[str], rows: list[list[Text]]) -> None:
+        self._title = title
+        self._columns = columns
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = [[Text(name), *(row[number] for row in self._rows)] for number, name in enumerate(self._columns)]
+        # A column can be no narrower than its longest word, or people read it downwards.
+        needed = [max(min(longest_word(cell.plain), _WORD_MAX_WIDTH) for cell in column) for column in cells]
+        if sum(needed) + 3 * len(needed) > options.max_width:
+            yield self._stacked()
+            return
+        made = Table(title=self._title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for name, width in zip(self._columns, needed, strict=True):
+            made.add_column(name, overflow="fold", min_width=width)
+        for row in self._rows:
+            made.add_row(*row)
+        yield made
+
+    def _stacked(self) -> Text:
+        shown = Text(f"{self._title}\n\n" if self._title else "", style="")
+        for row in self._rows:
+            for name, cell in zip(self._columns, row, strict=True):
+                if cell.plain:
+                    shown.append(f"{name}: " if name else "", style="dim")
+                    shown.append_text(cell)
+                    shown.append("\n" if name else "  ")  # what has no name is the mark of what follows
+            shown.append("\n")
+        shown.rstrip()
+        return shown
+
+
+def longest_word(text: str) -> int:
+    """Return how many columns the longest word takes.
+
+    >>> longest_word("key_74c68d210afc of ann")
+    16
+    """
+    return max(map(cell_len, text.split()), default=0)
+
+
+def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> _Table:
     """Return a plain table."""
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold", no_wrap=column == "ID")  # what one copies stays in one piece
-    for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else Text(clean(cell)) for cell in row))
-    return made
+    return _Table(
+        title, columns, [[cell if isinstance(cell, Text) else Text(clean(cell)) for cell in row] for row in rows]
+    )
 
 
-def tickets_table(tickets: Sequence[Mapping[str, Any]]) -> Table:
+def tickets_table(tickets: Sequence[Mapping[str, Any]]) -> _Table:
     """Return tickets, one a row."""
     return table(
         None,
@@ -177,7 +223,7 @@ def tickets_table(tickets: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def backtest_table(tickets: Sequence[Mapping[str, Any]]) -> Table:
+def backtest_table(tickets: Sequence[Mapping[str, Any]]) -> _Table:
     """Return the tickets that a history would have opened, the oldest first."""
     rows = [
         (
@@ -191,7 +237,7 @@ def backtest_table(tickets: Sequence[Mapping[str, Any]]) -> Table:
     return table("Tickets it would have opened (UTC)", ("Opened", "Kind", "Score", "What"), rows)
 
 
-def measures_view(measures: Any) -> Iterator[str | Table]:
+def measures_view(measures: Any) -> Iterator[str | _Table]:
     """Yield what ``evaluate`` says, ``measures`` being those of ``detectors.evaluate``."""
     yield (
         f"{measures.detected} of {measures.incidents} incidents detected, {measures.tickets} tickets, "
@@ -291,7 +337,7 @@ def ticket_view(ticket: Mapping[str, Any]) -> Group:
     ):
         if value:
             facts.add_row(Text(name, style="dim"), Text(clean(value)))
-    parts: list[Any] = [Panel(head, box=box.ROUNDED), facts]
+    parts: list[Any] = [Panel(head, box=box.ROUNDED, expand=False), facts]
     parts.append(
         Text(
             f"\n{float(ticket['observed']):g} {ticket['unit']}, {few(float(ticket['expected']))} expected", style="bold"
@@ -448,5 +494,57 @@ def _by_reason(counts: Mapping[str, int]) -> str:
 
 
 def console(*, is_error: bool = False) -> Console:
-    """Return a console for standard output, or for errors."""
-    return Console(stderr=is_error, highlight=False)
+    """Return a console for standard output, or for errors.
+
+    What goes to a file or another program is as wide as it needs to be, unless ``COLUMNS`` says otherwise: an
+    identifier that is broken over two lines is found by nobody.
+    """
+    stream = sys.stderr if is_error else sys.stdout
+    is_narrow = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=is_error, highlight=False, width=None if is_narrow else _FILE_WIDTH)
+
+
+class OutputFailed(Exception):
+    """Standard output cannot be written to.
+
+    Attributes:
+        is_unread: Whether only nobody reads it any more.
+    """
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(cause.strerror or str(cause))
+        self.is_unread = isinstance(cause, BrokenPipeError)
+
+
+class Output(TextIOWrapper):
+    """Standard output whose errors are told from all others.
+
+    Args:
+        stream: What it takes the place of; not to be used any more.
+    """
+
+    def __init__(self, stream: TextIOWrapper) -> None:
+        encoding, errors, is_line_buffered = stream.encoding, stream.errors, stream.line_buffering
+        super().__init__(stream.detach(), encoding=encoding, errors=errors, line_buffering=is_line_buffered)
+
+    def write(self, text: str) -> int:
+        """Write ``text``.
+
+        Raises:
+            OutputFailed: If that cannot be done.
+        """
+        try:
+            return super().write(text)
+        except OSError as exc:
+            raise OutputFailed(exc) from exc
+
+    def flush(self) -> None:
+        """Write what is buffered.
+
+        Raises:
+            OutputFailed: If that cannot be done.
+        """
+        try:
+            super().flush()
+        except OSError as exc:
+            raise OutputFailed(exc) from exc

@@ -199,6 +199,27 @@ def test_a_terminal_without_unicode_gets_replacements_and_no_error() -> None:
     assert (done.returncode, "na?ve ?" in done.stdout) == (Exit.DONE, True), done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("command", [["--version"], ["--help"], ["keys", "list", "-o", "json"]])
+def test_a_full_disk_under_the_output_is_one_sentence(command: list[str]) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "logsvc", *command], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert done.returncode == Exit.OUTPUT
+    assert done.stderr == b"error: cannot write what was found: No space left on device\n"
+
+
+def test_a_reader_that_wants_no_more_gets_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "logsvc", "--help"], stdout=pipe, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr) == (Exit.UNREAD, b"")
+
+
 # ------------------------------------------------------------------------------------------------------------- tickets
 
 
@@ -230,6 +251,8 @@ def test_keys_are_made_listed_and_revoked() -> None:
     assert (listed["id"], listed["scopes"]) == (made["id"], ["ingest", "read"])
     assert listed["revoked_at"]
     assert made["key"] not in run("keys", "list").output
+    for columns in ("20", "30", "40", "60", "80"):  # an identifier is there to be copied
+        assert made["id"] in run("keys", "list", COLUMNS=columns).output
     assert run("keys", "revoke", "key_none").exit_code == Exit.MISSING
 
 
@@ -265,6 +288,13 @@ def test_a_data_directory_that_cannot_be_is_one_sentence(command: list[str], tmp
     assert result.exit_code == Exit.REFUSED
     assert "set LOGSVC_DATA_DIR to a directory" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_directory_without_a_journal_is_wrong_input(tmp_path: Path) -> None:
+    run("keys", "create", "--scope", "read")  # makes the data directory
+    result = run("journal", "replay", str(tmp_path))
+    assert result.exit_code == Exit.INPUT
+    assert "holds no journal" in result.stderr
 
 
 def test_dead_letters_of_nothing_are_none() -> None:

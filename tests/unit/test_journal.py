@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logsvc import durable
-from logsvc.errors import JournalFull, Overloaded
+from logsvc.errors import BadInput, JournalFull, Overloaded
 from logsvc.journal import Journal, Pace
 from logsvc.records import Entry
 from tests.support.records import T0, make_entry
@@ -364,7 +364,7 @@ def test_inspecting_a_journal_changes_nothing_in_it(directory: Path) -> None:
 
 
 def test_inspecting_a_directory_without_a_journal_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no journal"):
+    with pytest.raises(BadInput, match="holds no journal"):
         Journal.inspect(tmp_path)
 
 
