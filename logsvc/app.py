@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import math
 import os
 import resource
 import secrets
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 STORE_CHECK_EVERY_S = 2.0
+CLOSING_S = 1.0  # of the time to end in, for files and connections
 RETENTION_EVERY = timedelta(minutes=10)
 SNAPSHOTS_TIDIED_EVERY = timedelta(minutes=1)
 SNAPSHOT_WAIT_S = 300.0
@@ -175,6 +177,7 @@ class Service:
         self._server: uvicorn.Server | None = None
         self._failure: LogsvcError | None = None
         self._stopping = threading.Event()
+        self._stop_by = 0.0
 
     def run(self) -> int:
         """Open everything, serve, close everything.
@@ -199,11 +202,12 @@ class Service:
                 access_log=False,
                 server_header=False,
                 date_header=True,
-                timeout_graceful_shutdown=10,
+                # Half for the requests under way, the rest for what follows.
+                timeout_graceful_shutdown=math.ceil(self._settings.server.stop_timeout.total_seconds() / 2),
                 ssl_certfile=security.tls_cert,
                 ssl_keyfile=security.tls_key,
             )
-            self._server = _Server(config, self._stopping)
+            self._server = _Server(config, self._begin_stop)
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(self._serve(listener))
         if self._failure is not None:
@@ -219,6 +223,17 @@ class Service:
         self._failure = failure
         if self._server is not None:
             self._server.should_exit = True
+
+    def _begin_stop(self) -> None:
+        if self._stopping.is_set():
+            return
+        self._stop_by = time.monotonic() + self._settings.server.stop_timeout.total_seconds()
+        self._stopping.set()
+
+    def _left_s(self) -> float:
+        """Return how many seconds are left to end in, at least half a one."""
+        self._begin_stop()  # where the start itself has failed
+        return max(0.5, self._stop_by - time.monotonic() - CLOSING_S)
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -274,7 +289,7 @@ class Service:
         )
         stack.callback(ledger.close)
         indexer = Indexer.open(journal, store, dead_letters, settings.data_dir / CHECKPOINT, before_trim=ledger.keep)
-        stack.callback(indexer.close)
+        stack.callback(lambda: indexer.close(self._left_s()))
         ledger.searchable_seq = lambda: indexer.searchable_seq
 
         clock = MonotonicClock(system_clock, journal.last_ingested_us)
@@ -300,13 +315,13 @@ class Service:
             on_attempt=lambda channel, outcome: telemetry.count("outbox_deliveries_total", channel, outcome),
         )
         outbox.open()
-        stack.callback(outbox.close)
+        stack.callback(lambda: outbox.close(self._left_s() / 2))
         ledger.on_change = outbox.wake
         ledger.open()
         detection = Detection(store, pipeline, state, settings.detection, clock=system_clock, on_change=outbox.wake)
         detection.open()
         stack.callback(detection.close)
-        stack.callback(self._stopping.set)
+        stack.callback(self._begin_stop)
         if not is_checked:
             self._start(lambda: self._keep_checking(store), "store-check")
         services = Services(
@@ -478,16 +493,16 @@ class _Server(uvicorn.Server):
     again afterwards, which would end the process before the journal and the store are closed.
     """
 
-    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
         super().__init__(config)
-        self._stopping = stopping
+        self._on_stop = on_stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._stopping.set()
+        self._on_stop()
         await super().shutdown(sockets)
 
 

@@ -285,6 +285,13 @@ class ServerSettings(_Part):
         "Processes that mask and normalise large batches beside the one that serves; 0 does it there.",
         shown_default="(half of the cores, at most 4)",
     )
+    stop_timeout: timedelta = _setting(
+        "LOGSVC_STOP_TIMEOUT",
+        _duration,
+        "8s",
+        "How long ending may take; containers are killed after 10 s. What the store lacks then is indexed after the next "
+        "start.",
+    )
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -715,6 +722,10 @@ def _check(settings: Settings) -> Settings:
         raise SettingsError(f"LOGSVC_GRACE is {format_duration(detection.grace)}; expected at most 1d")
     if settings.retention.records < timedelta(days=1):
         raise SettingsError(f"LOGSVC_RETENTION is {format_duration(settings.retention.records)}; expected 1d or more")
+    if not timedelta(seconds=1) <= settings.server.stop_timeout <= timedelta(hours=1):
+        raise SettingsError(
+            f"LOGSVC_STOP_TIMEOUT is {format_duration(settings.server.stop_timeout)}; expected 1s to 1h"
+        )
     if settings.journal.max_bytes < 2**20:
         raise SettingsError(f"LOGSVC_JOURNAL_MAX_BYTES is {settings.journal.max_bytes}; expected 1MiB or more")
     least = detection.step + detection.grace + timedelta(seconds=5)

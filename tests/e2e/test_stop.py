@@ -90,3 +90,16 @@ def test_a_lost_journal_costs_no_record_that_comes_after_it(tmp_path: Path) -> N
         service.wait("the new records", lambda: service.count("after") == 10)
         assert service.count("before") == 20
         assert "the journal ends at 0: it was lost" in service.log
+
+
+def test_a_stop_is_over_before_a_container_would_be_killed_though_the_store_is_away(tmp_path: Path) -> None:
+    process = ServiceProcess(tmp_path, LOGSVC_STORE_URL="http://127.0.0.1:1", LOGSVC_STOP_TIMEOUT="2s")
+    try:
+        process.start(is_ready=False)
+        process.use(process.make_key())
+        process.ingest([{"message": "in the journal alone"}])
+        assert process.process is not None
+        process.process.send_signal(signal.SIGTERM)
+        assert process.process.wait(10) == 0  # an indexer left to itself would try for 30 s
+    finally:
+        process.close()
