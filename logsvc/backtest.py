@@ -157,10 +157,11 @@ class History:
 
     def _read(self, sent: Mapping[str, Any]) -> Draft:
         """Read a record as ingest does, but below warn no further than what is counted."""
-        draft = read({key: value for key, value in sent.items() if key in _COUNTED or type(value) is dict})
+        near_us = _ingested_us(sent)
+        draft = read({key: value for key, value in sent.items() if key in _COUNTED or type(value) is dict}, near_us)
         self._normaliser.complete(draft, self._origin)
         if draft.values.get("event_severity", 9) >= LEVELS["warn"]:
-            draft = read(sent)
+            draft = read(sent, near_us)
             self._normaliser.complete(draft, self._origin)
             set_template(draft, self._normaliser.mask(draft, self.tenant))
         else:

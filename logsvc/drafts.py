@@ -200,6 +200,7 @@ class Draft:
         "dropped",
         "exception",
         "labels",
+        "near_us",
         "originals",
         "secrets",
         "shipped",
@@ -209,8 +210,9 @@ class Draft:
         "values",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, near_us: int | None = None) -> None:
         self.values: dict[str, Any] = {}  # Record's attributes
+        self.near_us = near_us
         self.labels: dict[str, str] = {}
         self.conflicts: list[str] = []
         self.texts: list[str] = []  # all the sender's strings, for one look whether any needs masking
@@ -446,7 +448,7 @@ def _integer(value: Any) -> int | None:
 def _timestamp(draft: Draft, target: _Target, value: Any) -> None:
     draft.values[target.attribute] = ""
     try:
-        draft.time = timestamps.parse_timestamp(value)
+        draft.time = timestamps.parse_timestamp(value, draft.near_us)
     except BadInput:
         draft.set_aside(target.name, value)
         return
@@ -455,7 +457,7 @@ def _timestamp(draft: Draft, target: _Target, value: Any) -> None:
 
 def _date(draft: Draft, target: _Target, value: Any) -> None:
     try:
-        ns = timestamps.parse_timestamp(value)
+        ns = timestamps.parse_timestamp(value, draft.near_us)
     except BadInput:
         draft.set_aside(target.name, value)
         return
@@ -497,8 +499,10 @@ def _severity(draft: Draft, target: _Target, value: Any) -> None:
     number = _integer(value)
     if number == 0 and type(value) is int:
         return  # OpenTelemetry's "unspecified"
-    draft.values.pop(target.attribute, None)  # a level's number gives way to the sender's own
+    of_level = draft.values.pop(target.attribute, None)  # gives way to the sender's own number
     _long(draft, target, value)
+    if of_level is not None:
+        draft.values.setdefault(target.attribute, of_level)
 
 
 def _duration(scale: int) -> _Handler:
@@ -701,13 +705,13 @@ def keys_of(*attributes: str) -> frozenset[str]:
 # ------------------------------------------------------------------------------------------ reading
 
 
-def read(item: Mapping[Any, Any]) -> Draft:
-    """Return what a sender's object says."""
-    draft = Draft()
+def read(item: Mapping[Any, Any], near_us: int | None = None) -> Draft:
+    """Return what a sender's object says; ``near_us`` is when it came, which gives a time without a year its year."""
+    draft = Draft(near_us)
     try:
         _read(draft, item)
     except _Collision:
-        draft = Draft()
+        draft = Draft(near_us)
         _read_ranked(draft, item)
     if draft.exception is not None:
         _read_exception(draft)

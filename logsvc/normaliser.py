@@ -144,7 +144,7 @@ class Normaliser:
         else:
             sent = item
         try:
-            draft = read(sent)
+            draft = read(sent, origin.ingested_us)
         except TooLarge as exc:
             return _too_large(exc.size)
         self.complete(draft, origin)

@@ -19,9 +19,10 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from loguru import logger
 
@@ -43,8 +44,53 @@ _RFC3339 = re.compile(
     r"(?:[Tt ]([0-9]{2}:[0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]{1,30}))?)?)?"
     r" ?(Z|z|UTC|GMT|[+-][0-9]{2}(?::?[0-9]{2})?)?\Z"
 )
+# Abbreviations that mean one offset wherever they are used, in hours. Others do not: CST is Chicago's, Shanghai's and
+# Havana's, IST is India's, Ireland's and Israel's; a time with one of those is refused, and so kept and flagged.
+_ZONES = {
+    "UT": 0,
+    "WET": 0,
+    "WEST": 1,
+    "CET": 1,
+    "CEST": 2,
+    "MEZ": 1,
+    "MESZ": 2,
+    "EET": 2,
+    "EEST": 3,
+    "MSK": 3,
+    "EST": -5,
+    "EDT": -4,
+    "CDT": -5,
+    "MST": -7,
+    "MDT": -6,
+    "PST": -8,
+    "PDT": -7,
+    "AKST": -9,
+    "AKDT": -8,
+    "HST": -10,
+    "JST": 9,
+    "KST": 9,
+    "AEST": 10,
+    "AEDT": 11,
+    "NZST": 12,
+    "NZDT": 13,
+    "SAST": 2,
+    "CAT": 2,
+    "EAT": 3,
+    "WIB": 7,
+}
+_NAMED_ZONE = re.compile(
+    r"(?P<local>[0-9].*?)(?P<offset>Z|[+-][0-9]{2}:?[0-9]{2})? ?(?:(?P<name>[A-Z]{2,5})|\[(?P<iana>[A-Za-z0-9_+/-]{1,64})\])\Z"
+)
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _CLOCK = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+# 2024-360 and 2024-W52-3, as ISO 8601 counts days; the clock as in RFC 3339.
+_COUNTED_DAYS = re.compile(
+    r"(?P<year>[0-9]{4})-?(?:(?P<day>[0-9]{3})|W(?P<week>[0-9]{2})-?(?P<weekday>[1-7]))(?P<rest>[T ][0-9].{0,60})?\Z"
+)
+# Dec 25 13:00:00, as syslog writes it: without a year.
+_YEARLESS = re.compile(
+    r"(?:[A-Z][a-z]{2} )?(?P<month>[A-Z][a-z]{2}) {1,2}(?P<day>[0-9]{1,2}) (?P<clock>[0-9]{2}:[0-9]{2}:[0-9]{2}.{0,40})\Z"
+)
 # Each is written again as RFC 3339 and read as that.
 _OTHER_FORMS = tuple(
     re.compile(pattern + r"\Z")
@@ -57,7 +103,7 @@ _OTHER_FORMS = tuple(
         rf"{_CLOCK}(?P<rest>.{{0,40}})",
         # Wed Dec 25 13:00:00 2024: C's ctime, and date's with its zone.
         rf"[A-Z][a-z]{{2}} (?P<month>[A-Z][a-z]{{2}}) {{1,2}}(?P<day>[0-9]{{1,2}}) {_CLOCK}"
-        r"(?P<rest>| UTC| GMT) (?P<year>[0-9]{4})",
+        r"(?P<rest>| [A-Z]{2,5}) (?P<year>[0-9]{4})",
     )
 )
 _NUMBER = re.compile(r"[+-]?[0-9]{1,30}(?:\.[0-9]{0,30})?(?:[eE][+-]?[0-9]{1,2})?\Z")
@@ -229,14 +275,25 @@ def parse_epoch(value: int | float | Decimal) -> int:
     return int(value)
 
 
-def parse_timestamp(value: object) -> int:
+def parse_timestamp(value: object, near_us: int | None = None) -> int:
     """Return the nanoseconds since 1970 that a sender's value names.
 
     RFC 3339, an epoch as number or text, or a form whose year, month and day cannot be mistaken:
-    ISO 8601 without punctuation, the forms of HTTP, mail, web servers' logs and ``ctime``.
+    ISO 8601 without punctuation, its ordinal days (2024-360) and weeks (2024-W52-3), the forms of HTTP,
+    mail, web servers' logs and ``ctime``; with a zone as an offset, as an abbreviation that means one
+    offset everywhere (CET, PDT), or as an IANA name in brackets, as Java writes it. Of the two times that
+    clocks going back show twice, the first.
+
+    Args:
+        value: What the sender said.
+        near_us: When it was said, in microseconds: a time without a year (syslog's) is the one nearest to it.
+            None refuses such a time.
 
     Raises:
-        BadInput: If it is neither.
+        BadInput: If it is none of them.
+
+    >>> parse_timestamp("Thu Jan  1 00:00:01 1970"), parse_timestamp("1970-001T01:00:01+01:00[Europe/Berlin]")
+    (1000000000, 1000000000)
     """
     if isinstance(value, str):
         try:
@@ -245,14 +302,73 @@ def parse_timestamp(value: object) -> int:
             text = value.strip()
             if _NUMBER.match(text):
                 return parse_epoch(_decimal(text))
-            rewritten = _as_rfc3339(text)
-            if rewritten != value:
-                with contextlib.suppress(BadInput):
-                    return parse_rfc3339(rewritten)
+            with contextlib.suppress(BadInput, ValueError, OverflowError):
+                return _parse_other(text, near_us)
             raise
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return parse_epoch(value)
     raise _bad_time(value)
+
+
+def _parse_other(text: str, near_us: int | None) -> int:
+    """Read a form that is not RFC 3339.
+
+    Raises:
+        BadInput, ValueError, OverflowError: If it is of no known form, or no such time.
+    """
+    text = _as_rfc3339(text)
+    match = _COUNTED_DAYS.match(text)
+    if match is not None:
+        year = int(match["year"])
+        if match["day"]:
+            day = date(year, 1, 1) + timedelta(days=int(match["day"]) - 1)
+            if day.year != year:
+                raise ValueError(text)
+        else:
+            day = date.fromisocalendar(year, int(match["week"]), int(match["weekday"]))
+        text = day.isoformat() + (match["rest"] or "")
+    match = _YEARLESS.match(text)
+    if match is not None and near_us is not None:
+        return _nearest_year(match, near_us)
+    match = _NAMED_ZONE.match(text)
+    if match is None:
+        return parse_rfc3339(text)
+    local, offset, name, iana = match.groups()
+    if name in ("UTC", "GMT", "Z"):
+        return parse_rfc3339(text)
+    local_ns = parse_rfc3339(local.strip())  # as if it were UTC
+    if iana is None and name not in _ZONES_NS:
+        raise ValueError(text)
+    if offset is not None:  # it decides; the zone is said besides
+        return parse_rfc3339(local + offset)
+    if iana is None:
+        return local_ns - _ZONES_NS[name]
+    moment = (_EPOCH + timedelta(seconds=local_ns // NS_PER_S)).replace(tzinfo=_zone(iana))
+    shift = moment.utcoffset()
+    assert shift is not None
+    return local_ns - int(shift.total_seconds()) * NS_PER_S
+
+
+def _nearest_year(match: re.Match[str], near_us: int) -> int:
+    """Read a time without a year as the one nearest to ``near_us``: at new year, December was last year."""
+    month = _MONTHS.index(match["month"]) + 1
+    this_year = (_EPOCH + timedelta(microseconds=near_us)).year
+    times = []
+    for year in (this_year - 1, this_year, this_year + 1):
+        with contextlib.suppress(BadInput, ValueError):  # 29 February is not in every year
+            times.append(parse_timestamp(f"{year}-{month:02d}-{match['day']:0>2}T{match['clock']}"))
+    return min(times, key=lambda ns: abs(ns // NS_PER_US - near_us))
+
+
+_ZONES_NS = {name: hours * 3_600 * NS_PER_S for name, hours in _ZONES.items()}
+
+
+@lru_cache(maxsize=256)
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, OSError) as exc:  # a folder of zones, or none
+        raise ValueError(name) from exc
 
 
 def _as_rfc3339(text: str) -> str:

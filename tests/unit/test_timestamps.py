@@ -66,6 +66,18 @@ def test_rfc_3339_is_read_as_senders_write_it(text: str, ns: int) -> None:
         ("Wed Dec 25 13:00:00 2024", 0),
         ("Wed Dec 25 13:00:00 UTC 2024", 0),
         ("Sun Dec  1 13:00:00 2024", -24 * 86_400 * NS),
+        ("2024-360T13:00:00Z", 0),
+        ("2024360T13:00:00Z", 0),
+        ("2024-360", -13 * 3_600 * NS),
+        ("2024-W52-3T13:00:00Z", 0),
+        ("2024-12-25T14:00:00 CET", 0),
+        ("2024-12-25 08:00:00.5 EST", NS // 2),
+        ("Wed Dec 25 05:00:00 PST 2024", 0),
+        ("Wed, 25 Dec 2024 05:00:00 PST", 0),
+        ("2024-12-25T14:00:00+01:00[Europe/Berlin]", 0),
+        ("2024-12-25T13:00:00Z[UTC]", 0),
+        ("2024-12-25T14:00:00[Europe/Berlin]", 0),
+        ("2024-12-25 14:00:00+0100 CET", 0),
     ],
 )
 def test_forms_that_cannot_be_mistaken_are_read(text: str, ns: int) -> None:
@@ -73,14 +85,43 @@ def test_forms_that_cannot_be_mistaken_are_read(text: str, ns: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "now", "meant"),
+    [
+        ("Dec 25 13:00:00", "2024-12-25T13:00:05Z", "2024-12-25T13:00:00Z"),
+        ("Dec 31 23:59:59", "2025-01-01T00:00:01Z", "2024-12-31T23:59:59Z"),  # read just after new year
+        ("Jan  1 00:00:01", "2024-12-31T23:59:59Z", "2025-01-01T00:00:01Z"),  # a clock that is ahead
+        ("Wed Dec 25 14:00:00.250 CET", "2024-12-25T13:00:05Z", "2024-12-25T13:00:00.250Z"),
+        ("Feb 29 12:00:00", "2025-03-01T00:00:00Z", "2024-02-29T12:00:00Z"),
+        ("Dec 25 13:00:00+01:00", "2024-12-25T13:00:05Z", "2024-12-25T12:00:00Z"),
+    ],
+)
+def test_a_time_without_a_year_is_the_one_nearest_to_when_it_came(text: str, now: str, meant: str) -> None:
+    assert parse_timestamp(text, parse_rfc3339(now) // 1_000) == parse_rfc3339(meant)
+
+
+@pytest.mark.parametrize("text", ["Feb 30 12:00:00", "Dez 25 13:00:00", "Dec 25 25:00:00", "Feb 29 12:00:00"])
+def test_a_time_that_no_year_near_has_is_refused(text: str) -> None:
+    with pytest.raises(BadInput):
+        parse_timestamp(text, parse_rfc3339("2022-06-01T00:00:00Z") // 1_000)
+
+
+@pytest.mark.parametrize(
     "value",
     [
         "",
         "25/12/2024",
-        "2024-W52-3T13:00:00Z",
+        "2024-W54-3T13:00:00Z",
+        "2024-W52-8T13:00:00Z",
+        "2023-366T13:00:00Z",
+        "2024-000T13:00:00Z",
         "2024-12-25T13:00+01Z",
         "2024-12-25T130000.0Z",
-        "2024-12-25T13:00:00 CET",
+        "2024-12-25T13:00:00 CST",  # Chicago, Shanghai or Havana
+        "2024-12-25T13:00:00 IST",
+        "2024-12-25T13:00:00+01:00 IST",
+        "2024-12-25T13:00:00[Europe]",
+        "2024-12-25T13:00:00[../etc/passwd]",
+        "2024-12-25T13:00:00[Mars/Olympus]",
         "Wed, 25 Dez 2024 13:00:00 GMT",
         "31 Feb 2024 13:00:00",
         "Dec 25 13:00:00",
