@@ -42,6 +42,7 @@ SCAN_S = 2.0  # how often patterns are looked at again
 HOLD_S = 1.0  # a record that might go on is sent after a pause of this length
 MARK_INTERVAL_S = 0.5
 ONCE_TIMEOUT_S = 60.0
+_TOLD_MAX = 1000  # files of which it is said that they cannot be read
 _TOGETHER = 128  # lines that are joined, encoded and queued together
 
 
@@ -108,6 +109,8 @@ class Agent:
         checkpoints: Where positions are kept; None keeps none.
         discover: Called every ``SCAN_S`` with the agent, to ``follow`` what is new.
         stop: Ends ``run`` when set.
+        open_files_max: How many files are held open; those longest without a line are closed, and opened again
+            once they are written to.
         clock: Monotonic seconds.
 
     Attributes:
@@ -123,8 +126,10 @@ class Agent:
         *,
         discover: Callable[[Agent], None] | None = None,
         stop: threading.Event | None = None,
+        open_files_max: int = Config.open_files_max,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._open_files_max = open_files_max
         self.stop = stop or threading.Event()
         self.counters = Counters()
         self._streams: dict[str, _Stream] = {}
@@ -132,6 +137,7 @@ class Agent:
         self._checkpoints = checkpoints
         self.positions: dict[str, Position] = checkpoints.load() if checkpoints is not None else {}
         self._pending: deque[tuple[Mark, dict[str, Position]]] = deque()
+        self._told_skipped: set[str] = set()
         self._has_unmarked = False
         self._marked_at = -MARK_INTERVAL_S
         self._discover = discover
@@ -175,6 +181,7 @@ class Agent:
         """Read until ``stop`` is set; with ``is_once``, until all sources are at their end."""
         while not self.stop.is_set():
             has_read = self.step()
+            self._tell_what_was_skipped()
             if not is_once:
                 self._tell_what_is_awaited()
             if not has_read:
@@ -208,6 +215,7 @@ class Agent:
         for stream in self._each():
             if stream.rate is not None and not stream.rate.has_room:
                 continue
+            self._make_room_for(stream)
             chunk = stream.source.read()
             if chunk is not None:
                 has_read = True
@@ -224,6 +232,18 @@ class Agent:
             self._mark()
         self.settle()
         return has_read
+
+    def _make_room_for(self, stream: _Stream) -> None:
+        """Close the file that was read longest ago, if opening one more would be too many."""
+        if not isinstance(stream.source, FileSource) or stream.source.is_open or stream.source.is_parked:
+            return
+        opened = [
+            (other.fed_at, other.source)
+            for other in self._streams.values()
+            if isinstance(other.source, FileSource) and other.source.is_open
+        ]
+        if len(opened) >= self._open_files_max:
+            min(opened, key=lambda pair: pair[0])[1].park()
 
     def settle(self) -> None:
         """Move the checkpoints to where everything has arrived."""
@@ -285,6 +305,16 @@ class Agent:
 
     def _each(self) -> list[_Stream]:
         return list(self._streams.values())
+
+    def _tell_what_was_skipped(self) -> None:
+        for stream in self._each():
+            if isinstance(stream.source, FileSource) and stream.source.skipped:
+                for path, reason in stream.source.skipped.items():
+                    if path not in self._told_skipped and len(self._told_skipped) < _TOLD_MAX:
+                        _say(f"cannot read {path}, its lines are left out: {reason.strerror or reason}")
+                        self._told_skipped.add(path)
+                        self.counters.files_skipped += 1
+                stream.source.skipped.clear()
 
     def _tell_what_is_awaited(self) -> None:
         for stream in self._each():
@@ -502,7 +532,7 @@ def _run(config: Config, batcher: Batcher, checkpoints: Checkpoints, *, is_once:
     stop = threading.Event()
     try:
         discovery = _Discovery(config.files, is_once=is_once)
-        agent = Agent([], batcher, checkpoints, discover=discovery, stop=stop)
+        agent = Agent([], batcher, checkpoints, discover=discovery, stop=stop, open_files_max=config.open_files_max)
         server = serve_metrics(config.metrics, agent.metrics) if config.metrics else None
     except (ValueError, OSError) as exc:
         batcher.close(0.0)

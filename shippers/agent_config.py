@@ -65,6 +65,7 @@ class Config:
         spool_dir: Where batches wait while the service is away; None stops reading instead.
         metrics: HOST:PORT at which Prometheus finds metrics; None for none.
         memory_max_bytes: Bound on what was read and is not yet on its way.
+        open_files_max: How many files are held open; those longest without a line are closed until they have one.
         files: What to follow.
     """
 
@@ -74,6 +75,7 @@ class Config:
     spool_dir: Optional[str] = None
     metrics: Optional[str] = None
     memory_max_bytes: int = 8 * 1024 * 1024
+    open_files_max: int = 256
     files: tuple[FileConfig, ...] = ()
 
 
@@ -89,6 +91,7 @@ _KINDS: Mapping[str, tuple[str, type[Any]]] = {
     "records_per_s": ("a number above 0", float),
     "bytes_per_s": ("a number above 0", float),
     "memory_max_bytes": ("a number of bytes, at least 1048576", int),
+    "open_files_max": ("a number of files, at least 1", int),
 }
 
 
@@ -136,7 +139,7 @@ def _checked(path: str, table: str, data: Mapping[str, Any], known: set[str]) ->
         if kind is list:
             is_right = is_right and all(isinstance(item, str) for item in value)
         elif is_right and kind in (int, float):
-            is_right = value >= 1024 * 1024 if kind is int else value > 0
+            is_right = value >= (1024 * 1024 if key == "memory_max_bytes" else 1) if kind is int else value > 0
         if not is_right:
             raise ConfigError(f"{path}: {name} is {value!r}; expected {expected}")
         values[key] = tuple(value) if kind is list else value
@@ -166,7 +169,7 @@ what it does:
 
 a configuration file (TOML):
   url = "https://logs.example"
-  state_dir = "/var/lib/logsvc-agent"   # also spool_dir, metrics = "127.0.0.1:9464", memory_max_bytes
+  state_dir = "/var/lib/logsvc-agent"   # also spool_dir, metrics = "127.0.0.1:9464", memory_max_bytes, open_files_max
   environment = "production"            # this and what follows may stand here for all files, or with one
   [[files]]
   path = "/var/log/shop/*.log"          # also **; what rotation makes of a file is left out by itself

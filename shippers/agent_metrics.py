@@ -17,6 +17,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "agent_records_total": ("counter", "Records made of them, a stack being one."),
     "agent_checkpoints_total": ("counter", "Times that checkpoints were written."),
     "agent_checkpoints_failed_total": ("counter", "Times that they could not be."),
+    "agent_files_skipped_total": ("counter", "Rotated files that could not be read, such as damaged ones."),
     "agent_files": ("gauge", "Files that are followed."),
     "agent_files_unreadable": ("gauge", "Of these, those that cannot be read now."),
     "agent_unread_bytes": ("gauge", "Bytes written to these files and not yet read."),
@@ -36,6 +37,7 @@ class Counters:
     records: int = 0
     checkpoints: int = 0
     checkpoints_failed: int = 0
+    files_skipped: int = 0
 
     def values(self) -> dict[str, float]:
         """Return them by the names of their metrics."""

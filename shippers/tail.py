@@ -19,12 +19,15 @@ may move (agent.py).
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
+import importlib
 import json
 import lzma
 import os
 import re
 import select
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -40,10 +43,34 @@ READ_BYTES = 256 * 1024
 MAX_LINE_BYTES = 768 * 1024
 HEAD_BYTES = 1024
 _CHECKPOINT_VERSION = 2
+_SHORTER = errno.ESPIPE  # of a file that holds less than what was read of it
 _MAX_CHECKPOINTS = 10_000
 _REMEMBERED = 64  # heads of files read to their end, which a copy of them is told by
-_OPENERS: Mapping[str, Callable[[Any, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-COMPRESSED = (*_OPENERS, ".zst", ".lz4", ".Z", ".zip")
+
+
+def _open_zst(packed: IO[bytes], mode: str) -> Any:
+    """Open a file of Zstandard for reading.
+
+    Raises:
+        OSError: If this Python has no means to.
+    """
+    try:
+        if sys.version_info >= (3, 14):
+            return importlib.import_module("compression.zstd").open(packed, mode)
+        zstandard: Any = importlib.import_module("zstandard")
+    except ImportError as exc:
+        hint = "reading .zst needs Python 3.14 or: pip install 'logsvc-shippers[zstd]'"
+        raise OSError(errno.ENOTSUP, hint) from exc
+    return zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True, closefd=False)
+
+
+_OPENERS: Mapping[str, Callable[[Any, str], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zst,
+}
+COMPRESSED = (*_OPENERS, ".lz4", ".Z", ".zip")
 # What rotation adds to a name: .1, -20241225, .2024-12-25_13-00, .old, and a suffix for compression.
 ROTATED = r"[.\-_](?:\d[\d.\-_T]*|old|bak|prev)"
 
@@ -178,13 +205,20 @@ class _File:
                 self._packed = os.fdopen(os.dup(self.descriptor), "rb")
                 self._unpacked = opener(self._packed, "rb")
                 self._first = self._unpack(HEAD_BYTES)
-                self._unpacked.seek(offset)
+                if offset < len(self._first):
+                    # Read again from the start: not every kind can go back.
+                    self._packed.seek(0)
+                    self._unpacked = opener(self._packed, "rb")
+                while self._unpacked.tell() < offset and self._unpack(min(READ_BYTES, offset - self._unpacked.tell())):
+                    pass
             else:
                 os.lseek(self.descriptor, offset, os.SEEK_SET)
             if self.size < offset:
-                raise OSError(0, "shorter than what was read of it", path)
-        except BaseException:
+                raise OSError(_SHORTER, "shorter than what was read of it", path)
+        except BaseException as exc:
             self.close()
+            if isinstance(exc, OSError) and exc.filename is None:
+                exc.filename = path
             raise
 
     @property
@@ -218,8 +252,10 @@ class _File:
         assert self._unpacked is not None
         try:
             return self._unpacked.read(count)
-        except (EOFError, ValueError, lzma.LZMAError) as exc:
-            raise OSError(0, f"damaged: {exc}", self.path) from exc
+        except OSError:
+            raise
+        except Exception as exc:  # each kind has errors of its own: EOFError, zlib.error, LZMAError, ZstdError
+            raise OSError(errno.EIO, f"damaged: {exc}", self.path) from exc
 
 
 class FileSource:
@@ -262,6 +298,29 @@ class FileSource:
         self._mtime_ns = 0
         self._lines = _Lines(0)
         self._replaced_at: float | None = None
+        self._parked: tuple[int, int, int] | None = None
+        self.skipped: dict[str, OSError] = {}  # rotated files that cannot be read, until whoever reads has said so
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a file is held open."""
+        return self._file is not None or any(isinstance(waiting, _File) for waiting in self._waiting)
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it was parked, and nothing has happened to it since."""
+        return self._parked is not None and self._parked == _state_of(self.name)
+
+    def park(self) -> None:
+        """Close the file until something is written to it, or something else lies at its path."""
+        try:
+            is_read = self._file is not None and self._identity and self._file.size == self._lines.end
+        except OSError:
+            is_read = False
+        state = _state_of(self.name) if is_read else None
+        self.close()
+        if state is not None and state[0] == self._inode:
+            self._parked = state
 
     @property
     def unread_bytes(self) -> int:
@@ -308,6 +367,9 @@ class FileSource:
                 waiting.close()
 
     def _read(self) -> Chunk | None:
+        if self.is_parked:
+            return None
+        self._parked = None
         if self._file is None and not self._open():
             return None
         file = self._file
@@ -399,9 +461,9 @@ class FileSource:
                 if file is not None:
                     self._take_up(file, resume)
                     return True
-            if not self._done_mtime_ns and os.path.exists(self.name):
+            if os.path.exists(self.name):
                 # It is gone for good; what came after it may not be.
-                self._done_mtime_ns = resume.mtime_ns
+                self._done_mtime_ns = max(self._done_mtime_ns, resume.mtime_ns)
                 self._waiting.extend(self._missed())
                 if self._open_waiting():
                     return True
@@ -416,9 +478,14 @@ class FileSource:
             try:
                 self._begin(waiting if isinstance(waiting, _File) else _File(waiting, is_rotated=True))
                 return True
-            except OSError:
-                continue  # gone meanwhile
+            except OSError as exc:
+                self._skip(exc)
         return False
+
+    def _skip(self, error: OSError) -> None:
+        """Take note that a rotated file cannot be read; one that is gone is no news."""
+        if error.errno != errno.ENOENT and error.filename != self.name and len(self.skipped) < _REMEMBERED:
+            self.skipped[str(error.filename)] = error
 
     def _open_at_path(self) -> bool:
         try:
@@ -480,7 +547,9 @@ class FileSource:
         """Open ``path`` if it holds what was read up to ``position``: the file itself, a copy, or it compressed."""
         try:
             file = _File(path, position.offset, is_rotated=path != self.name)
-        except OSError:
+        except OSError as exc:
+            if exc.errno != _SHORTER:
+                self._skip(exc)
             return None
         # In place it must be the same file; elsewhere its content decides.
         is_same = path != self.name or file.inode == position.inode
@@ -534,7 +603,8 @@ class FileSource:
         for path in self._rotated():
             try:
                 file = _File(path, is_rotated=True)
-            except OSError:
+            except OSError as exc:
+                self._skip(exc)
                 continue
             head = file.head()
             is_read = any(head[: len(done)] == done for done in self._done_heads if done)
@@ -647,6 +717,15 @@ def line_id(identity: str, offset: int) -> str:
     '0a1b-ff'
     """
     return f"{identity}-{offset:x}"
+
+
+def _state_of(path: str) -> tuple[int, int, int]:
+    """Return inode, size and time of the last writing, which change when a file is replaced or written to."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _fingerprint(head: bytes) -> str:

@@ -519,3 +519,57 @@ def test_every_metric_and_setting_is_documented() -> None:
         assert f"`{name}`" in readme, name
     for field in (*dataclasses.fields(Config), *dataclasses.fields(FileConfig)):
         assert f"`{field.name}`" in readme, field.name
+
+
+def test_many_files_are_followed_with_few_held_open(tmp_path: Path) -> None:
+    transport = CapturingTransport()
+    batcher = Batcher(transport, Origin("agent"), settings=Settings(flush_interval_s=0.01, is_replayable=True))
+    sources = [FileSource(str(tmp_path / f"{number}.log"), grace_s=0.0) for number in range(30)]
+    now = 0.0
+    agent = Agent([(source, {}) for source in sources], batcher, open_files_max=3, clock=lambda: now)
+    written = []
+
+    def write(number: int, text: str) -> None:
+        written.append(text)
+        with (tmp_path / f"{number}.log").open("a") as file:
+            file.write(f"{text}\n")
+
+    def read() -> None:
+        nonlocal now
+        misses = 0
+        while misses < 3:  # a successor takes one more look
+            now += 2.0
+            misses = 0 if agent.step() else misses + 1
+            assert sum(source.is_open for source in sources) <= 3
+
+    for number in range(30):
+        write(number, f"first of {number}")
+    read()
+    for number in range(0, 30, 3):
+        write(number, f"second of {number}")
+        (tmp_path / f"{number}.log").rename(tmp_path / f"{number}.log.1")
+        write(number, f"third of {number}")
+    for number in range(1, 30, 3):
+        os.truncate(tmp_path / f"{number}.log", 0)
+        write(number, f"after the truncation of {number}")
+    read()
+    assert agent.finish(20.0, 20.0)
+    batcher.close(1.0)
+    assert sorted(record["message"] for record in transport.records) == sorted(written)
+
+
+def test_a_rotated_file_that_cannot_be_read_is_named_and_counted(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard" if sys.version_info < (3, 14) else "compression.zstd", None)
+    rig.write("first\n")
+    rig.start()
+    rig.agent.run(is_once=True)
+    rig.log.unlink()
+    rig.log.with_name("shop.log.1.zst").write_bytes(b"(\xb5/\xfd")
+    rig.write("next\n")
+    rig.agent.run(is_once=True)
+    rig.stop()
+    assert rig.messages() == ["first", "next"]
+    assert "logsvc-shippers[zstd]" in capsys.readouterr().err
+    assert rig.agent.metrics()["agent_files_skipped_total"] == 1

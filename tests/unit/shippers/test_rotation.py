@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ OPERATIONS = (
     "recreate",
     "read",
     "chunk",
+    "park",
     "restart",
     "kill",
 )
@@ -83,10 +85,12 @@ class Model:
             os.truncate(self.path, 0)
         elif operation == "compress":
             for path in self.rotated():
-                if path.suffix != ".gz":
-                    with path.open("rb") as plain, gzip.open(f"{path}.gz", "wb") as packed:
-                        shutil.copyfileobj(plain, packed)
-                    shutil.copystat(path, f"{path}.gz")
+                if path.suffix not in (".gz", ".zst"):
+                    # In turn, so that one log has both, as after a change of logrotate's configuration.
+                    suffix, pack = ((".gz", gzip.compress), (".zst", zstandard.compress))[len(self.written) % 2]
+                    packed = path.with_name(path.name + suffix)
+                    packed.write_bytes(pack(path.read_bytes()))
+                    shutil.copystat(path, packed)
                     path.unlink()
         elif operation == "recreate" and exists:
             if self.half:
@@ -98,6 +102,8 @@ class Model:
             self.drain()
         elif operation == "chunk":
             self.take()
+        elif operation == "park":
+            self.source.park()
         elif operation in ("restart", "kill"):
             if operation == "restart":
                 self.drain()
@@ -138,5 +144,7 @@ def check(operations: list[str]) -> None:
 @example(["write", "read", "write", "rename", "write", "rename", "write", "read"])
 @example(["write", "read", "write", "rename", "write", "rename", "compress", "write", "restart"])
 @example(["write", "read", "write", "copytruncate", "compress", "kill", "write", "read"])
+@example(["write", "read", "park", "write", "rename", "write", "rename", "compress", "write", "read"])
+@example(["write", "read", "rename", "write", "read", "park", "write", "copytruncate", "write", "read"])
 def test_each_line_is_read_once_and_in_order_whatever_is_done_to_its_file(operations: list[str]) -> None:
     check(operations)
