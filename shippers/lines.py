@@ -128,6 +128,7 @@ class LineParser:
         >>> LineParser().parse('level=warn msg="disk nearly full" free=3', "2025-01-01T00:00:00Z")["free"]
         3
         """
+        text = multiline.plain(text)
         fields: dict[str, Any] | None = None
         if self._pattern is not None:
             fields = self._by_pattern(text, read_at)

@@ -2,8 +2,8 @@
 
 An exception is one event, but a file holds it as many lines. A ``Joiner`` is fed the lines of one
 stream and gives back records: a log line with the stack that follows it, or a bare stack. Known are
-Python tracebacks (chained causes, exception groups, markers under the code, messages of several
-lines), stacks whose frames begin with "at" (Java and other languages of the JVM, JavaScript, .NET),
+Python tracebacks (chained causes, exception groups, other processes' tracebacks, syntax errors, markers
+under the code, messages of several lines, colours) and fatal errors of the interpreter, stacks whose frames begin with "at" (Java and other languages of the JVM, JavaScript, .NET),
 and Go's panics and goroutines; another language is one more class in ``_STACKS``.
 
 What always holds: no line is lost or changed, order is kept, and a record is bounded in lines and
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Optional, Protocol, TypeVar
 
 MAX_LINES = 2000
@@ -30,6 +30,19 @@ _CHAINED = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",
 )
+# What a worker process raised, between triple quotes: multiprocessing, concurrent.futures.
+_REMOTE = re.compile(r"[\w.]*\b_?RemoteTraceback:\s*$")
+# A syntax error that nobody imports has no heading, only its place.
+_SYNTAX_PLACE = re.compile(r"  File \"[^\"]{1,1024}\", line \d+$")
+_OF_TASK = re.compile(r"(?:future|task): <")
+_TASK_FAILED = ("was never retrieved", "it is pending!")
+_FATAL = "Fatal Python error: "
+_FATAL_THREAD = re.compile(r"(?:Current thread|Thread) 0x[0-9a-f]+.*\(most recent call first\):$")
+_FATAL_GOES_ON = re.compile(
+    r"  (?:File|Binary file|<|\.\.\.)|Current thread's C stack trace|Extension modules: |Python runtime state: "
+)
+# Colours and other looks, which programs give what they believe to be a terminal.
+_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 _FRAME = re.compile(r"\s+at [\w$<\[/.(]")
 _THROWABLE = r"(?:[A-Za-z_$][\w$.]*)?(?:Error|Exception|Throwable|Failure|Fault)"
 # As the JVM, .NET and JavaScript print it: "Uncaught TypeError: …", "Error [ERR_X]: …", "java.io.IOException".
@@ -49,7 +62,10 @@ _GO_GOES_ON = re.compile(
     r"|panic: |[\w./*()\-~\[\]{}·%]+\(.*\)$"
 )
 # Substrings of which every line that begins or continues a stack has one; most lines have none.
-_MARKS = ("\n ", "\n\t", "Traceback (", "Error", "Exception", "Throwable", "Failure", "Fault", "goroutine ", "panic: ")
+_MARKS = (
+    *("\n ", "\n\t", "Traceback", "Error", "Exception", "Throwable", "Failure", "Fault", "goroutine ", "panic: "),
+    *("Fatal Python", *_TASK_FAILED, "\x1b["),
+)
 _GROUP_END = re.compile(r"\s*\+-{10,}$")
 # What libraries append to an exception's message on lines of their own: SQLAlchemy, psycopg.
 _MESSAGE_GOES_ON = (
@@ -73,6 +89,15 @@ _HEAD = re.compile(
     r"|\{\s*\")"
 )
 _CALM = re.compile(r"\b(?:TRACE|DEBUG|INFO|SUCCESS|trace|debug|info)\b")
+
+
+def plain(text: str) -> str:
+    r"""Return ``text`` without colours.
+
+    >>> plain("\x1b[1;31mKeyError\x1b[0m: 1")
+    'KeyError: 1'
+    """
+    return _COLOUR.sub("", text) if "\x1b[" in text else text
 
 
 def begins_record(line: str) -> bool:
@@ -118,19 +143,33 @@ def _may_fail(before: str) -> bool:
 class _PythonStack:
     """A traceback: frames, then the line of the exception, then perhaps another by chaining."""
 
-    def __init__(self) -> None:
-        self._is_in_frames = True
-        self._is_chained = False
+    def __init__(self, *, is_in_frames: bool = True, is_remote: bool = False) -> None:
+        self._is_in_frames = is_in_frames
+        self._is_chained = not is_in_frames
+        self._is_remote = is_remote  # between triple quotes
+        self._quotes = 0
 
     @classmethod
     def begin(cls, line: str) -> _PythonStack | None:
-        return cls() if line.rstrip().endswith(_TRACEBACK) else None
+        text = line.rstrip()
+        if text.endswith(_TRACEBACK) or _SYNTAX_PLACE.match(text):
+            return cls()
+        if text.endswith("RemoteTraceback:") and _REMOTE.match(text):
+            return cls(is_remote=True)
+        return cls(is_in_frames=False) if _OF_TASK.match(text) else None
 
     def belongs_to(self, line: str, before: str) -> bool:
-        return line.startswith((_TRACEBACK, " ", "\t")) and _may_fail(before)
+        if not self._is_in_frames:
+            return before.rstrip().endswith(_TASK_FAILED)
+        return (self._is_remote or line.startswith((_TRACEBACK, " ", "\t"))) and _may_fail(before)
 
     def continues(self, line: str, *, is_after_blank: bool, has_head: bool) -> bool:
         text = line.rstrip()
+        if self._is_remote:
+            self._quotes += text == '"""'
+            self._is_remote = self._quotes < 2
+            self._is_in_frames = self._is_remote
+            return True
         if self._is_in_frames:
             if line[0] in " \t|+":
                 if _GROUP_END.match(text):
@@ -216,7 +255,21 @@ class _GoStack:
         return _GO_GOES_ON.match(line) is not None
 
 
-_STACKS: tuple[type[_Stack], ...] = (_PythonStack, _AtStack, _GoStack)
+class _FatalStack:
+    """The end of an interpreter, as ``faulthandler`` writes it: threads, each with its frames."""
+
+    @classmethod
+    def begin(cls, line: str) -> _FatalStack | None:
+        return cls() if line.startswith(_FATAL) or _FATAL_THREAD.match(line) else None
+
+    def belongs_to(self, line: str, before: str) -> bool:
+        return False
+
+    def continues(self, line: str, *, is_after_blank: bool, has_head: bool) -> bool:
+        return _FATAL_THREAD.match(line) is not None or _FATAL_GOES_ON.match(line) is not None
+
+
+_STACKS: tuple[type[_Stack], ...] = (_PythonStack, _AtStack, _GoStack, _FatalStack)
 
 
 @dataclass  # not frozen: that makes each several times as dear, and there is one for every line
@@ -280,15 +333,15 @@ class Joiner(Generic[T]):
                     self._blanks.append((line, mark))
                     return []
             elif self._has_room(line) and self._stack.continues(
-                line, is_after_blank=bool(self._blanks), has_head=self._has_head
+                plain(line), is_after_blank=bool(self._blanks), has_head=self._has_head
             ):
                 self._append([blank for blank, _ in self._blanks])
                 self._blanks.clear()
                 self._append([line])
                 return []
         else:
-            stack = _begin(line)
-            if stack is not None and self._has_room(line) and stack.belongs_to(line, self._lines[0]):
+            stack = _begin(plain(line))
+            if stack is not None and self._has_room(line) and stack.belongs_to(plain(line), plain(self._lines[0])):
                 self._stack = stack
                 self._append([line])
                 return []
@@ -321,8 +374,8 @@ class Joiner(Generic[T]):
 
     def _begin(self, line: str, mark: T) -> None:
         self._lines, self._chars, self._mark = [line], len(line), mark
-        self._has_head = begins_record(line)
-        self._stack = _begin(line)
+        self._has_head = begins_record(plain(line))
+        self._stack = _begin(plain(line))
 
     def _has_room(self, line: str) -> bool:
         return len(self._lines) < MAX_LINES and self._chars + len(line) <= MAX_CHARS
@@ -384,9 +437,17 @@ def parse_stack(text: str) -> Parsed | None:
     """
     if "\n" not in text:
         return None
+    text = plain(text)
     if _TRACEBACK in text:
         return _parse_python(text)
     lines = text.split("\n")
+    if _FATAL in text or "(most recent call first):" in text:
+        return _parse_fatal(lines)
+    if "SyntaxError" in text or "IndentationError" in text or "TabError" in text:
+        start = next((number for number, line in enumerate(lines) if _SYNTAX_PLACE.match(line)), None)
+        if start is not None:
+            parsed = _parse_python("\n".join([*lines[:start], _TRACEBACK, *lines[start:]]))
+            return parsed and replace(parsed, stack="\n".join(lines[start:]))
     if "\n\t" in text and any(_GOROUTINE.match(line) for line in lines):
         return _parse_go(lines)
     for number, line in enumerate(lines):
@@ -412,6 +473,14 @@ def _parse_at(lines: list[str], frame: int) -> Parsed | None:
     return Parsed("\n".join(lines[:frame]).strip(), match["type"], match["message"], "\n".join(lines[frame:]))
 
 
+def _parse_fatal(lines: list[str]) -> Parsed | None:
+    start = next((number for number, line in enumerate(lines) if _FatalStack.begin(line) is not None), None)
+    if start is None:
+        return None
+    kind, _, message = lines[start].partition(": ") if lines[start].startswith(_FATAL) else ("", "", "")
+    return Parsed("\n".join(lines[:start]).strip(), kind, message, "\n".join(lines[start:]))
+
+
 def _parse_go(lines: list[str]) -> Parsed:
     start = next(number for number, line in enumerate(lines) if _GoStack.begin(line) is not None)
     head, stack = "\n".join(lines[:start]).strip(), "\n".join(lines[start:])
@@ -435,8 +504,10 @@ def _parse_python(text: str) -> Parsed | None:
     if not starts:
         return None
     first, last = starts[0], starts[-1]
+    if first > 1 and _REMOTE.match(lines[first - 2]):
+        first -= 2  # its quotes are part of it
     # "failed: Traceback (most recent call last):" is head and start in one line.
-    column = lines[first].rfind("Traceback")
+    column = max(0, lines[first].rfind("Traceback")) if first in starts else 0
     before = lines[first][:column]
     is_group = "Exception Group" in lines[last]
     is_bare = not before.replace("Exception Group", "").strip(" +")

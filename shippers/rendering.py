@@ -100,7 +100,7 @@ class Renderer:
     def _quickly(self, one: Joined[int], start: str, read_at: str) -> str | None:
         """Return the record of a line that needs neither masking nor much thought; None for another."""
         text, form = one.text, self._parser.form
-        if not self._parser.is_plain or "\n" in text:
+        if not self._parser.is_plain or "\n" in text or "\x1b" in text:
             return None
         offset = one.mark
         if text[:1] == "{" and form in ("auto", "json"):

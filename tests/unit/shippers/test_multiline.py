@@ -349,3 +349,266 @@ def test_a_text_without_a_stack_is_none(text: str) -> None:
 @given(st.text(alphabet=st.sampled_from('Traceback (most recent call last):\n |+-File "x"E:.'), max_size=300))
 def test_any_text_is_parsed_without_error(text: str) -> None:
     parse_stack(text + "Traceback (most recent call last):\n" + text)
+
+
+# ------------------------------------------------------------------------------ as Python up to 3.14 prints it
+
+_CODE, _LOUD, _END = "\x1b[35m", "\x1b[1;31m", "\x1b[0m"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        pytest.param(
+            "\n".join(
+                [
+                    "2024-12-25 13:00:00 ERROR it broke",
+                    "Traceback (most recent call last):",
+                    f'  File {_CODE}"/app/a.py"{_END}, line {_CODE}3{_END}, in {_CODE}<module>{_END}',
+                    f"    {_LOUD}f{_END}{_CODE}(){_END}",
+                    f"    {_LOUD}^{_END}{_CODE}^^{_END}",
+                    f"{_LOUD}ValueError{_END}: {_CODE}bad thing{_END}",
+                ]
+            ),
+            "ValueError",
+            "bad thing",
+            id="coloured 3.13/3.14",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "ERROR x",
+                    "Traceback (most recent call last):",
+                    '  File "a.py", line 1, in f',
+                    "ValueError: 1",
+                    "",
+                    "During handling of the above exception, another exception occurred:",
+                    "",
+                    "  + Exception Group Traceback (most recent call last):",
+                    '  |   File "a.py", line 3, in <module>',
+                    "  | ExceptionGroup: many (1 sub-exception)",
+                    "  +-+---------------- 1 ----------------",
+                    "    | ValueError: 1",
+                    "    +------------------------------------",
+                ]
+            ),
+            "ExceptionGroup",
+            "many (1 sub-exception)",
+            id="group nested in chain",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "ERROR x",
+                    "  + Exception Group Traceback (most recent call last):",
+                    '  |   File "a.py", line 3, in <module>',
+                    "  | ExceptionGroup: many (1 sub-exception)",
+                    "  +-+---------------- 1 ----------------",
+                    "    | ValueError: 1",
+                    "    +------------------------------------",
+                    "",
+                    "During handling of the above exception, another exception occurred:",
+                    "",
+                    "Traceback (most recent call last):",
+                    '  File "a.py", line 1, in f',
+                    "RuntimeError: after",
+                ]
+            ),
+            "RuntimeError",
+            "after",
+            id="group then chained",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "ERROR x",
+                    f"  + {_CODE}Exception Group Traceback (most recent call last):{_END}",
+                    f'  |   File {_CODE}"a.py"{_END}, line {_CODE}3{_END}, in {_CODE}<module>{_END}',
+                    f"  | {_LOUD}ExceptionGroup{_END}: {_CODE}many (1 sub-exception){_END}",
+                    "  +-+---------------- 1 ----------------",
+                    f"    | {_LOUD}ValueError{_END}: {_CODE}1{_END}",
+                    "    +------------------------------------",
+                ]
+            ),
+            "ExceptionGroup",
+            "many (1 sub-exception)",
+            id="coloured group",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "ERROR x",
+                    "Traceback (most recent call last):",
+                    '  File "a.py", line 1, in f',
+                    "    g()",
+                    "    ~^^",
+                    "ValueError: bad",
+                    "a note",
+                    "second note: with colon",
+                ]
+            ),
+            "ValueError",
+            "bad\na note\nsecond note: with colon",
+            id="notes",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    '  File "/app/b.py", line 2',
+                    "    x = (1,",
+                    "        ^",
+                    "SyntaxError: '(' was never closed",
+                ]
+            ),
+            "SyntaxError",
+            "'(' was never closed",
+            id="bare syntax error",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "ERROR x",
+                    "Traceback (most recent call last):",
+                    '  File "a.py", line 1, in <module>',
+                    "    import b",
+                    '  File "/app/b.py", line 2',
+                    "    x = (1,",
+                    "        ^",
+                    "SyntaxError: '(' was never closed",
+                ]
+            ),
+            "SyntaxError",
+            "'(' was never closed",
+            id="syntax error",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "Exception in thread Thread-1 (worker):",
+                    "Traceback (most recent call last):",
+                    '  File "/usr/lib/python3.14/threading.py", line 1081, in _bootstrap_inner',
+                    "    self._context.run(self.run)",
+                    "    ~~~~~~~~~~~~~~~~~^^^^^^^^^^",
+                    '  File "a.py", line 1, in f',
+                    "ValueError: 1",
+                ]
+            ),
+            "ValueError",
+            "1",
+            id="thread",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "ERROR x",
+                    "multiprocessing.pool.RemoteTraceback: ",
+                    '"""',
+                    "Traceback (most recent call last):",
+                    '  File "/usr/lib/python3.11/multiprocessing/pool.py", line 125, in worker',
+                    "    result = (True, func(*args, **kwds))",
+                    "ValueError: 1",
+                    '"""',
+                    "",
+                    "The above exception was the direct cause of the following exception:",
+                    "",
+                    "Traceback (most recent call last):",
+                    '  File "a.py", line 9, in <module>',
+                    "    pool.map(f, [1])",
+                    "ValueError: 1",
+                ]
+            ),
+            "ValueError",
+            "1",
+            id="remote",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "Exception ignored while calling deallocator <function A.__del__ at 0x7f>:",
+                    "Traceback (most recent call last):",
+                    '  File "a.py", line 1, in __del__',
+                    "ValueError: 1",
+                ]
+            ),
+            "ValueError",
+            "1",
+            id="ignored 3.14",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "ERROR x",
+                    "Traceback (most recent call last):",
+                    '  File "a.py", line 1, in f',
+                    "    f()",
+                    "    ~^^",
+                    "  [Previous line repeated 996 more times]",
+                    "RecursionError: maximum recursion depth exceeded",
+                ]
+            ),
+            "RecursionError",
+            "maximum recursion depth exceeded",
+            id="repeated frames",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "ERROR x",
+                    "  + Exception Group Traceback (most recent call last):",
+                    '  |   File "a.py", line 3, in <module>',
+                    "  | ExceptionGroup: many (20 sub-exceptions)",
+                    "  +-+---------------- 1 ----------------",
+                    "    | ValueError: 1",
+                    "    +---------------- ... ----------------",
+                    "    | and 5 more exceptions",
+                    "    +------------------------------------",
+                ]
+            ),
+            "ExceptionGroup",
+            "many (20 sub-exceptions)",
+            id="more sub",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "Task exception was never retrieved",
+                    "future: <Task finished name='Task-2' coro=<f() done, defined at a.py:3> exception=ValueError(1)>",
+                    "Traceback (most recent call last):",
+                    '  File "a.py", line 1, in f',
+                    "ValueError: 1",
+                ]
+            ),
+            "ValueError",
+            "1",
+            id="asyncio",
+        ),
+        pytest.param(
+            "\n".join(
+                [
+                    "Fatal Python error: Segmentation fault",
+                    "",
+                    "Current thread 0x00007f (most recent call first):",
+                    '  File "a.py", line 1 in f',
+                    '  File "a.py", line 2 in <module>',
+                    "",
+                    "Extension modules: numpy (total: 1)",
+                ]
+            ),
+            "Fatal Python error",
+            "Segmentation fault",
+            id="faulthandler",
+        ),
+    ],
+)
+def test_what_python_prints_of_an_exception_is_one_record(text: str, kind: str, message: str) -> None:
+    assert list(join([*text.split("\n"), "INFO next"])) == [text, "INFO next"]
+    assert joined_plainly([*text.split("\n"), "INFO next"]) == [text, "INFO next"]
+    parsed = parse_stack(text)
+    assert parsed is not None
+    assert (parsed.type, parsed.message) == (kind, message)
+    assert "\x1b" not in parsed.stack
+
+
+def joined_plainly(lines: list[str]) -> list[str]:
+    joiner: Joiner[int] = Joiner()
+    return [one.text for one in [*joiner.feed_plain(list(enumerate(lines))), *joiner.flush()]]
