@@ -29,7 +29,7 @@ from logsvc import journal as journals
 from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.deadletters import DeadLetter, DeadLetters, find, letters
 from logsvc.errands import Errands, ask
-from logsvc.errors import BadInput, DataDirectoryLocked, LogsvcError, NotFound, Overloaded
+from logsvc.errors import BadInput, DataDirectoryLocked, NotFound, Overloaded
 from logsvc.journal import Journal
 from logsvc.ledger import is_note
 from logsvc.lock import DataDirectoryLock

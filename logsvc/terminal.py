@@ -171,7 +171,10 @@ class _Table:
             return
         made = Table(title=self._title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         for name, width in zip(self._columns, needed, strict=True):
-            made.add_column(name, overflow="fold", min_width=width)
+            is_count = name in _COUNTS
+            made.add_column(
+                name, overflow="fold", min_width=width, no_wrap=is_count, justify="right" if is_count else "left"
+            )
         for row in self._rows:
             made.add_row(*row)
         yield made
@@ -425,32 +428,30 @@ def loss_view(report: Mapping[str, Any]) -> Group:
     parts: list[Any] = [head]
     rows = [(f"{count:,}", *_MISSING_WORDS.get(name, (name, ""))) for name, count in about["missing"].items() if count]
     if rows:
-        parts.append(_counted(table(None, ("Missing", "Where", "What to do"), rows)))
+        parts.append(table(None, ("Missing", "Where", "What to do"), rows))
     if report["shippers"]:
         columns = ("Process", "State", "Heard (UTC)", "Emitted", "Accepted", "Dropped", "Waiting", "Lost")
         rows = [_shipper_row(shipper) for shipper in report["shippers"]]
-        parts.append(_counted(table("Processes, since each started", columns, rows)))
+        parts.append(table("Processes, since each started", columns, rows))
         if more := report["shippers_total"] - len(rows):
             parts.append(Text(f"{more:,} more; --limit shows them, --service and --host choose.", style="dim"))
     if report["clients"]:
         parts.append(
-            _counted(
-                table(
-                    "By key and protocol, in this range",
-                    ("Key", "Protocol", "Accepted", "Numbered", "Flagged", "Refused", "Dropped"),
-                    [
-                        (
-                            client["key_id"],
-                            client["protocol"],
-                            f"{client['accepted']:,}",
-                            f"{client['numbered']:,}",
-                            f"{client['flagged']:,}",
-                            _by_reason(client["refused"]),
-                            _by_reason(client["dropped"]),
-                        )
-                        for client in report["clients"]
-                    ],
-                )
+            table(
+                "By key and protocol, in this range",
+                ("Key", "Protocol", "Accepted", "Numbered", "Flagged", "Refused", "Dropped"),
+                [
+                    (
+                        client["key_id"],
+                        client["protocol"],
+                        f"{client['accepted']:,}",
+                        f"{client['numbered']:,}",
+                        f"{client['flagged']:,}",
+                        _by_reason(client["refused"]),
+                        _by_reason(client["dropped"]),
+                    )
+                    for client in report["clients"]
+                ],
             )
         )
     if about["numbered_share"] is not None and about["numbered_share"] < 1:
@@ -465,14 +466,6 @@ def loss_view(report: Mapping[str, Any]) -> Group:
 
 
 _COUNTS = frozenset({"Emitted", "Accepted", "Waiting", "Lost", "Numbered", "Flagged", "Missing"})
-
-
-def _counted(made: Table) -> Table:
-    """Return the table with its counts in one piece, right-justified."""
-    for column in made.columns:
-        if column.header in _COUNTS:
-            column.no_wrap, column.justify = True, "right"
-    return made
 
 
 def _shipper_row(shipper: Mapping[str, Any]) -> tuple[str | Text, ...]:
