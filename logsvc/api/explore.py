@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from enum import Enum
 from typing import Annotated, Any
@@ -217,7 +218,10 @@ def export(
     ] = None,
     order: Annotated[Order, Query(description="desc: newest first.")] = Order.OLDEST_FIRST,
 ) -> Response:
-    """Stream every hit, oldest first by default, up to ``to`` or the moment of the request."""
+    """Stream every hit, oldest first by default, up to ``to`` or the moment of the request.
+
+    In CSV, text that a spreadsheet would run as a formula has an apostrophe before it.
+    """
     now_us = services.clock()
     node = language.parse(q, now_us=now_us)
     span = span_of(start, end, services.clock)
@@ -264,16 +268,21 @@ def _pages(
 
 
 def _objects(pages: Iterator[list[dict[str, object]]], names: list[str] | None) -> Iterator[bytes]:
+    encoder = msgspec.json.Encoder()
     for records in pages:
         if names is not None:
             records = [{name: record[name] for name in names if name in record} for record in records]
-        yield msgspec.json.Encoder().encode_lines(records)
+        yield encoder.encode_lines(records)
 
 
 def _table(pages: Iterator[list[dict[str, object]]], names: list[str]) -> Iterator[bytes]:
     yield _csv([names])
     for records in pages:
         yield _csv([[_cell(record.get(name)) for name in names] for record in records])
+
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 
 
 def _csv(rows: list[list[Any]]) -> bytes:
@@ -283,4 +292,16 @@ def _csv(rows: list[list[Any]]) -> bytes:
 
 
 def _cell(value: object) -> object:
-    return " ".join(map(str, value)) if isinstance(value, list) else value
+    """Return a value as a table holds it.
+
+    A spreadsheet runs text that begins like a formula, and anyone who may send records could write one. An
+    apostrophe before it makes it text (OWASP, "CSV Injection"); NDJSON has values as they are.
+
+    >>> _cell("=1+1"), _cell("-5"), _cell(["a", "b"])
+    ("'=1+1", '-5', 'a b')
+    """
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    if isinstance(value, str) and value.startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
