@@ -61,6 +61,7 @@ _RETRY_S = 300.0
 _POLL_S = 0.25
 _SLACK_S = 60.0
 _ERASE_S = 10.0
+_END_S = 1.0
 
 
 class Stage(IntEnum):
@@ -171,7 +172,8 @@ class Canary:
         """Stop, in the middle of a run if need be; idempotent."""
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=_ERASE_S)
+            # A run that waits for the store is left behind: nothing of it is missed.
+            self._thread.join(_END_S)
 
     def why_not_well(self) -> str | None:
         """Return why the last run is no proof that all is well; None if it is."""
@@ -498,11 +500,12 @@ class DeadMansSwitch:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; idempotent."""
+        """Stop; idempotent. A call that hangs is left behind."""
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=15)
-        self._client.close()
+            self._thread.join(_END_S)
+        if not self._thread.is_alive():
+            self._client.close()
 
     def call(self) -> str:
         """Call once if all is well; return what became of it: called, failed or withheld."""
