@@ -103,6 +103,8 @@ class Keys:
         self._state = state
         self._clock = clock
         self._quota = quota
+        self._noting_use = threading.Lock()
+        self._note_use_after_us = 0
         self._cache: dict[str, _Cached] = {}  # by hash, so that no key stays in memory
         self._lent: dict[str, Principal] = {}  # by hash
         self._lock = threading.Lock()
@@ -247,11 +249,16 @@ class Keys:
     def _note_use(self, row: KeyRow, now_us: int) -> None:
         if row.last_used_us is not None and now_us - row.last_used_us < _USE_NOTED_EVERY_S * US_PER_S:
             return
+        # Nobody is turned away because the time of it cannot be written, and on a database that does not
+        # answer one request waits for it now and then, not all of them in turn.
+        if now_us < self._note_use_after_us or not self._noting_use.acquire(blocking=False):
+            return
         try:
             self._state.note_key_use(row.id, now_us)
         except StateUnavailable:
-            # Nobody is turned away because the time of it could not be written; the next use tries again.
-            return
+            self._note_use_after_us = now_us + _USE_NOTED_EVERY_S * US_PER_S
+        finally:
+            self._noting_use.release()
 
 
 def key_from_headers(headers: Mapping[str, str]) -> str | None:

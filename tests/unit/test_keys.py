@@ -127,14 +127,21 @@ def test_use_is_noted_at_most_once_a_minute(keys: Keys, clock: FakeClock) -> Non
 
 
 def test_a_database_that_cannot_note_the_use_turns_nobody_away(
-    keys: Keys, state: State, monkeypatch: pytest.MonkeyPatch
+    keys: Keys, state: State, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tries = []
+
     def fail(*_: object) -> None:
+        tries.append(clock.now_us)
+        assert keys.verify(key) is not None, "nobody waits beside the one who tries"
         raise StateUnavailable("locked")
 
     key, _ = keys.create(tenant="t", name="n", scopes=[Scope.READ])
     monkeypatch.setattr(state, "note_key_use", fail)
-    assert keys.verify(key) is not None
+    for _ in range(8):
+        assert keys.verify(key) is not None
+        clock.advance(10)
+    assert len(tries) == 2, "each waits for the database, so not every request tries"
 
 
 def test_a_key_seen_lately_needs_no_database(keys: Keys, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
