@@ -43,6 +43,8 @@ _CONFIG = "LOGSVC_CONFIG"
 _CLIENT = frozenset({"LOGSVC_URL", "LOGSVC_API_KEY", "LOGSVC_SPOOL_KEY"})
 _TESTS = "LOGSVC_TEST_"
 
+MAX_INGEST_PROCESSES = 64
+
 _BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -712,6 +714,11 @@ def _check(settings: Settings) -> Settings:
     server, security, notify, detection = settings.server, settings.security, settings.notify, settings.detection
     if server.port > 65_535:
         raise SettingsError(f"LOGSVC_PORT is {server.port}; expected 0 to 65535")
+    if (server.ingest_processes or 0) > MAX_INGEST_PROCESSES:
+        raise SettingsError(
+            f"LOGSVC_INGEST_PROCESSES is {server.ingest_processes}; expected at most {MAX_INGEST_PROCESSES}, "
+            "and no more than there are cores"
+        )
     window_s = detection.window.total_seconds()
     if window_s < 5 or window_s % 5 or window_s > 86_400:
         raise SettingsError(
@@ -737,6 +744,7 @@ def _check(settings: Settings) -> Settings:
     for name, every in (
         ("LOGSVC_CANARY_EVERY", settings.canary.every),
         ("LOGSVC_DEAD_MANS_SWITCH_EVERY", settings.canary.switch_every),
+        ("LOGSVC_LOSS_GRACE", settings.loss.grace),
     ):
         if timedelta(seconds=1) > every and (every or name != "LOGSVC_CANARY_EVERY"):
             raise SettingsError(f"{name} is {format_duration(every)}; expected 1s or more")

@@ -202,6 +202,13 @@ def test_a_canary_has_time_to_be_judged_and_can_be_turned_off() -> None:
     assert not load(environ={"LOGSVC_CANARY_DEADLINE": "1m", "LOGSVC_CANARY_EVERY": "0s"}).canary.every
     with pytest.raises(SettingsError, match=r"LOGSVC_DEAD_MANS_SWITCH_EVERY is 0s"):
         load(environ={"LOGSVC_DEAD_MANS_SWITCH_EVERY": "0s"})
+
+
+def test_a_grace_of_nothing_and_a_thousand_processes_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"LOGSVC_LOSS_GRACE is 0s; expected 1s"):
+        load(environ={"LOGSVC_LOSS_GRACE": "0s"})
+    with pytest.raises(SettingsError, match=r"LOGSVC_INGEST_PROCESSES is 1000; expected at most 64"):
+        load(environ={"LOGSVC_INGEST_PROCESSES": "1000"})
     with pytest.raises(SettingsError, match=r"LOGSVC_QUOTA_BURST is 1ms"):
         load(environ={"LOGSVC_QUOTA_BURST": "1ms"})
 
