@@ -569,7 +569,7 @@ def backup_create(
             folder,
             now=datetime.now(UTC),
             state=state,
-            server=_snapshots(settings),
+            store_name=_store_name(settings),
             open_store=lambda: _open_store(settings),
             keep=keep,
         )
@@ -582,18 +582,19 @@ def backup_create(
             f"{terminal.size(report.copied_bytes)} of them new; holds every record up to {made.through_seq}",
             soft_wrap=True,
         )
+        if made.store == "elasticsearch":
+            terminal.console(is_error=True).print(
+                "[yellow]Records are in Elasticsearch and not in it; have it take a snapshot now (PUT _snapshot).[/]",
+                soft_wrap=True,
+            )
         if not made.has_state:
             terminal.console(is_error=True).print(
                 "[yellow]Tickets, keys and cursors are in PostgreSQL and not in it; back them up with pg_dump.[/]"
             )
 
 
-def _snapshots(settings: Any) -> Any:
-    if settings.store.is_embedded:
-        return None
-    from logsvc.app import open_snapshots
-
-    return open_snapshots(settings)
+def _store_name(settings: Any) -> str:
+    return "embedded" if settings.store.is_embedded else "elasticsearch"
 
 
 def _open_store(settings: Any) -> Any:
@@ -620,25 +621,21 @@ def backup_list(folder: FolderArgument, output: OutputOption = Output.TEXT) -> N
         rows = [
             (made.id, made.store, terminal.size(made.size_bytes), str(made.through_seq), made.version) for made in found
         ]
-        columns = ("Backup (UTC)", "Records in", "Size", "Up to record", "logsvc")
+        columns = ("ID", "Records in", "Size", "Up to record", "logsvc")
         terminal.console().print(terminal.table(None, columns, rows))
 
 
 @backup_app.command("verify")
-def backup_verify(
-    folder: FolderArgument, id: IdOption = None, config: ConfigOption = None, output: OutputOption = Output.TEXT
-) -> None:
+def backup_verify(folder: FolderArgument, id: IdOption = None, output: OutputOption = Output.TEXT) -> None:
     """Read a backup and compare every byte with what was written; ends with 1 if anything differs.
 
     What is damaged is set aside, so that the next backup copies it anew.
     """
     from logsvc import backup
-    from logsvc.settings import load
 
     with _explained():
         made = backup.manifest(folder, id)
-        server = _snapshots(load(config)) if made.store == "elasticsearch" else None
-        wrong = backup.verify(folder, made, server)
+        wrong = backup.verify(folder, made)
         if output is Output.JSON:
             _print_json({**_about(made), "wrong": wrong})
         else:
@@ -675,7 +672,7 @@ def restore(
             made,
             settings.data_dir,
             state=backup.state_path(settings.state.url),
-            server=_snapshots(settings),
+            store_name=_store_name(settings),
             overwrite=overwrite,
         )
         terminal.console().print(

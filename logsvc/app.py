@@ -40,7 +40,7 @@ from logsvc import journal as journals
 from logsvc.api import create_api
 from logsvc.api.connections import HttpProtocol
 from logsvc.api.services import Services
-from logsvc.backup import INDEX, ServerSnapshots, Snapshotter, held, refuse_half_restored, take_snapshot
+from logsvc.backup import INDEX, Snapshotter, held, refuse_half_restored, take_snapshot
 from logsvc.canary import CHANNEL, Canary, CanaryNotifier, DeadMansSwitch, ServiceCourse
 from logsvc.canary import FILE as CANARY_FILE
 from logsvc.crew import Crew
@@ -147,15 +147,6 @@ def _alone_in(target: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def open_snapshots(_settings: Settings) -> ServerSnapshots:
-    """Return what keeps snapshots of records on a server.
-
-    Raises:
-        SettingsError: If there are none.
-    """
-    raise SettingsError("the records are in Elasticsearch; have it keep them in snapshots of its own (PUT _snapshot)")
 
 
 def run(settings: Settings) -> int:

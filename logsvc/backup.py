@@ -17,8 +17,8 @@ What always holds:
   that has not ended is refused by ``serve``.
 - Files are for their owner alone. Keys are in a backup as they are in the database, hashed.
 
-Records in Elasticsearch are kept by its own snapshots, taken after the rest, in the repository that a
-setting names. PostgreSQL has its own tools, and a backup says that its state is not in it.
+Records in Elasticsearch are kept by its own snapshots: one taken after a backup has all that the
+checkpoint in it says, and what comes out of the journal a second time is recognised. PostgreSQL has its own tools, and a backup says that its state is not in it.
 
 Not here: how a store links its files or has a snapshot taken (store/).
 """
@@ -39,7 +39,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -70,34 +69,6 @@ _LINKED = ("user-hash-key", CHECKPOINT)
 _TICKETS = "tickets.jsonl"
 _REPLACED = (INDEX, journals.DIRECTORY, DEAD_LETTERS, CHECKPOINT, "user-hash-key", _TICKETS)
 _REPLACED_STATE = (STATE, f"{STATE}-wal", f"{STATE}-shm")
-
-
-class ServerSnapshots(Protocol):
-    """Snapshots that a store on a server takes by itself, each under a name. May raise ``StoreUnavailable``."""
-
-    def create(self, name: str) -> None:
-        """Have everything that is searchable now kept under ``name``; return when it is.
-
-        Raises:
-            LogsvcError: If it cannot be kept wholly.
-        """
-        ...
-
-    def check(self, name: str) -> None:
-        """Raise ``LogsvcError`` unless the snapshot is there and whole."""
-        ...
-
-    def restore(self, name: str, *, overwrite: bool) -> None:
-        """Put the records of the snapshot back; return when they can be searched.
-
-        Raises:
-            BadInput: If there are records and they may not be overwritten.
-        """
-        ...
-
-    def remove(self, name: str) -> None:
-        """Forget the snapshot; one that is not there is none to forget."""
-        ...
 
 
 # In the service: links.
@@ -232,7 +203,7 @@ class Manifest(msgspec.Struct, frozen=True):
         version: The version of logsvc that made it.
         through_seq: Everything up to this sequence number is in it.
         checkpoint_seq: The store has everything up to here, the journal the rest.
-        store: ``embedded``, or ``elasticsearch`` with the snapshot of this backup's name.
+        store: ``embedded``, or ``elasticsearch``, whose records are not in it.
         has_state: Whether tickets, keys and cursors are in it; those in PostgreSQL are not.
         files: In order of their paths.
     """
@@ -373,7 +344,7 @@ def back_up(
     *,
     now: datetime,
     state: Path | None,
-    server: ServerSnapshots | None,
+    store_name: str,
     open_store: Callable[[], Store],
     keep: int | None = None,
     wait_s: float = 600.0,
@@ -385,7 +356,7 @@ def back_up(
         folder: Made if missing; may hold earlier backups.
         now: What it is called by.
         state: The SQLite database; None if the state lies elsewhere.
-        server: Takes the records' snapshot; None if they are in the data directory.
+        store_name: ``embedded``, or ``elasticsearch``, whose records are not in it.
         open_store: Opens the store, for when no service runs.
         keep: How many backups are left in the end, this one included; None keeps all.
         wait_s: How long the service may take to get to it.
@@ -413,8 +384,6 @@ def back_up(
                 name = str(path.relative_to(links))
                 files.append(copier.copy(path, name, snapshot.sizes.get(name)))
             faults.reach("backup.copied")
-        if server is not None:
-            server.create(id)
         made = Manifest(
             format=FORMAT,
             id=id,
@@ -422,14 +391,14 @@ def back_up(
             version=__version__,
             through_seq=snapshot.through_seq,
             checkpoint_seq=snapshot.checkpoint_seq,
-            store="embedded" if server is None else "elasticsearch",
+            store=store_name,
             has_state=state is not None,
             files=tuple(files),
         )
         body = msgspec.json.encode(made)
         sealed = _Sealed(msgspec.Raw(body), hashlib.sha256(body).hexdigest())
         durable.replace(folder / "backups" / f"{id}.json", msgspec.json.encode(sealed))
-        _prune(folder, keep, server)
+        _prune(folder, keep)
     return BackupReport(made, copier.copied_bytes)
 
 
@@ -540,12 +509,10 @@ def _copy_state(copier: _Copier, state: Path) -> BackedFile:
         aside.unlink(missing_ok=True)
 
 
-def _prune(folder: Path, keep: int | None, server: ServerSnapshots | None) -> None:
+def _prune(folder: Path, keep: int | None) -> None:
     """Remove all but the newest ``keep`` backups, then every file that none of the others has."""
     paths = sorted(path for path in (folder / "backups").glob("*.json") if _ID.fullmatch(path.stem))
     for path in paths[: -keep or None] if keep is not None else ():
-        if server is not None:
-            server.remove(path.stem)
         path.unlink()
     durable.sync_directory(folder / "backups")
     left = [path for path in paths if path.exists()]
@@ -561,26 +528,16 @@ def _prune(folder: Path, keep: int | None, server: ServerSnapshots | None) -> No
 # Verifying and restoring.
 
 
-def verify(folder: Path, made: Manifest, server: ServerSnapshots | None) -> list[str]:
+def verify(folder: Path, made: Manifest) -> list[str]:
     """Return what is wrong with a backup, each thing named; [] if every byte is as it was written.
 
     A damaged file is renamed, where that can be, so that the next backup copies what it held anew.
-
-    Raises:
-        SettingsError: If its records are in Elasticsearch and the settings name none.
     """
     wrong = [trouble for file in made.files if (trouble := _trouble(folder, file)) is not None]
     if not wrong and made.has_state:
         blob = next(_blob(folder, file.sha256) for file in made.files if file.path == STATE)
         with closing(sqlite3.connect(f"{blob.resolve().as_uri()}?immutable=1", uri=True)) as database:
             wrong += [f"{STATE}: {text}" for (text,) in database.execute("PRAGMA quick_check") if text != "ok"]
-    if made.store == "elasticsearch":
-        try:
-            _needed(server, made).check(made.id)
-        except SettingsError:
-            raise
-        except LogsvcError as exc:
-            wrong.append(str(exc))
     return wrong
 
 
@@ -601,22 +558,13 @@ def _trouble(folder: Path, file: BackedFile) -> str | None:
     return f"{file.path}: {blob} is not what was written; take another backup, which copies it anew"
 
 
-def _needed(server: ServerSnapshots | None, made: Manifest) -> ServerSnapshots:
-    if server is None:
-        raise SettingsError(
-            f"the records of backup {made.id} are in a snapshot of Elasticsearch; "
-            "set LOGSVC_STORE_URL and LOGSVC_STORE_REPOSITORY as they were"
-        )
-    return server
-
-
 def restore(
     folder: Path,
     made: Manifest,
     data_dir: Path,
     *,
     state: Path | None,
-    server: ServerSnapshots | None,
+    store_name: str,
     overwrite: bool = False,
 ) -> None:
     """Put a backup back into ``data_dir``; a service started there goes on from it.
@@ -626,17 +574,16 @@ def restore(
         made: Which one.
         data_dir: Empty or missing, unless it may be overwritten. No service runs there.
         state: Where SQLite's database goes; None if the state lies elsewhere.
-        server: Puts the records' snapshot back.
+        store_name: Where the settings have records kept: as when the backup was made.
         overwrite: Whether what is there is removed, once all that comes in its place was checked.
 
     Raises:
         LogsvcError: If it cannot be; until every file has been checked, nothing that was there is touched.
     """
-    if made.store == "elasticsearch":
-        _needed(server, made).check(made.id)
-    elif server is not None:
+    if made.store != store_name:
         raise SettingsError(
-            f"the records of backup {made.id} are embedded; set LOGSVC_STORE_URL=embedded to put them back"
+            f"backup {made.id} belongs to records in the {made.store} store, and LOGSVC_STORE_URL names {store_name}; "
+            "set it as it was"
         )
     if made.has_state and state is None:
         raise SettingsError(
@@ -645,7 +592,6 @@ def restore(
     with DataDirectoryLock.acquire(data_dir, "logsvc restore"), _explained(data_dir):
         _check_room(data_dir, made, state, overwrite=overwrite)
         aside = data_dir / RESTORING
-        was_moving = (aside / _MOVING).exists()
         aside.mkdir(mode=0o700, exist_ok=True)
         # Not the folder and what says that it is moving: without them a start would take the half for the whole.
         for path in aside.iterdir():
@@ -667,8 +613,6 @@ def restore(
         for directory in (aside, *(path for path in aside.rglob("*") if path.is_dir())):
             durable.sync_directory(directory)
         durable.replace(aside / _MOVING, b"")
-        if server is not None:
-            server.restore(made.id, overwrite=overwrite or was_moving)
         faults.reach("restore.moving")
         for name in _REPLACED:
             _remove(data_dir / name)

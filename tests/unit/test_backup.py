@@ -81,7 +81,7 @@ def back_up(tmp_path: Path, *, minutes: int = 0, keep: int | None = None) -> bac
         tmp_path / "backups",
         now=NOW + timedelta(minutes=minutes),
         state=tmp_path / "data" / "state.db",
-        server=None,
+        store_name="embedded",
         open_store=lambda: EmbeddedStore(tmp_path / "data" / "index"),
         keep=keep,
         wait_s=TIMEOUT_S,
@@ -91,7 +91,7 @@ def back_up(tmp_path: Path, *, minutes: int = 0, keep: int | None = None) -> bac
 def put_back(tmp_path: Path, id: str | None = None, *, to: str = "other", overwrite: bool = False) -> Path:
     folder, target = tmp_path / "backups", tmp_path / to
     made = backup.manifest(folder, id)
-    backup.restore(folder, made, target, state=target / "state.db", server=None, overwrite=overwrite)
+    backup.restore(folder, made, target, state=target / "state.db", store_name="embedded", overwrite=overwrite)
     return target
 
 
@@ -130,7 +130,7 @@ def test_a_backup_under_load_holds_all_that_was_acknowledged_and_nothing_twice(t
             loader.join()
         all_ids = service.ids()
     for manifest in made:
-        assert backup.verify(tmp_path / "backups", manifest, None) == []
+        assert backup.verify(tmp_path / "backups", manifest) == []
         restored = put_back(tmp_path, manifest.id, to=manifest.id)
         with serving(restored) as service:
             found = service.ids()
@@ -159,7 +159,7 @@ def test_what_did_not_change_is_not_copied_again_and_old_backups_go(tmp_path: Pa
     assert [made.id for made in backup.manifests(tmp_path / "backups")] == [third.id]
     kept = {path.name for path in (tmp_path / "backups" / "files").glob("??/*")}
     assert kept == {file.sha256 for file in third.files}
-    assert backup.verify(tmp_path / "backups", third, None) == []
+    assert backup.verify(tmp_path / "backups", third) == []
     assert list((data / "snapshots").iterdir()) == []
 
 
@@ -173,11 +173,11 @@ def test_damage_is_named_and_never_restored(tmp_path: Path, data: Path) -> None:
     with pytest.raises(LogsvcError, match="not what was written"):
         put_back(tmp_path)
     assert {path.name for path in (tmp_path / "other").iterdir()} == {"lock", backup.RESTORING}
-    (wrong,) = backup.verify(tmp_path / "backups", made, None)
+    (wrong,) = backup.verify(tmp_path / "backups", made)
     assert wrong.startswith(f"{file.path}: ")
-    assert "is missing" in backup.verify(tmp_path / "backups", made, None)[0]  # it is set aside
+    assert "is missing" in backup.verify(tmp_path / "backups", made)[0]  # it is set aside
     # Its place is taken by the next backup, though the file in the data directory did not change.
-    assert backup.verify(tmp_path / "backups", back_up(tmp_path, minutes=1).manifest, None) == []
+    assert backup.verify(tmp_path / "backups", back_up(tmp_path, minutes=1).manifest) == []
     put_back(tmp_path)
 
 
@@ -186,7 +186,7 @@ def test_a_damaged_copy_that_nobody_verified_is_written_over_once_it_is_read_aga
     blob = tmp_path / "backups" / "files" / file.sha256[:2] / file.sha256
     blob.write_bytes(bytes(file.size_bytes))
     os.utime(data / file.path)
-    assert backup.verify(tmp_path / "backups", back_up(tmp_path, minutes=1).manifest, None) == []
+    assert backup.verify(tmp_path / "backups", back_up(tmp_path, minutes=1).manifest) == []
 
 
 def test_backups_of_the_same_second_into_different_folders_do_not_disturb_each_other(
@@ -222,6 +222,24 @@ def test_a_directory_without_a_service_is_refused_and_left_as_it_was(tmp_path: P
     assert not (tmp_path / "backups").exists()
 
 
+def test_records_in_elasticsearch_are_left_to_it_and_the_rest_is_backed_up(tmp_path: Path, data: Path) -> None:
+    folder, elastic = str(tmp_path / "backups"), {"LOGSVC_STORE_URL": "http://127.0.0.1:9"}
+    done = command(tmp_path, "data", "backup", folder, **elastic)
+    assert (done.returncode, "PUT _snapshot" in done.stderr) == (0, True), done.stderr
+    made = backup.manifest(tmp_path / "backups")
+    assert made.store == "elasticsearch"
+    assert {file.path.split("/")[0] for file in made.files} == {
+        "state.db",
+        "journal",
+        "deadletters",
+        "indexer.checkpoint",
+    }
+    with pytest.raises(SettingsError, match="set it as it was"):
+        put_back(tmp_path)
+    assert command(tmp_path, "other", "restore", folder, **elastic).returncode == 0
+    assert (tmp_path / "other" / "state.db").exists()
+
+
 def test_one_reindex_at_a_time(data: Path) -> None:
     app._reindex_embedded(data, lambda *_: None)
     with app._alone_in(data / app.REINDEXED), pytest.raises(Conflict, match="another reindex"):
@@ -243,7 +261,12 @@ def test_a_restore_refuses_what_it_would_destroy(tmp_path: Path, data: Path) -> 
         backup.manifest(tmp_path / "nothing")
     with pytest.raises(BadInput, match="lies in the data directory"):
         backup.back_up(
-            data, data / "b", now=NOW, state=None, server=None, open_store=lambda: EmbeddedStore(data / "index")
+            data,
+            data / "b",
+            now=NOW,
+            state=None,
+            store_name="embedded",
+            open_store=lambda: EmbeddedStore(data / "index"),
         )
 
 
@@ -270,9 +293,13 @@ def hash_of(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def command(tmp_path: Path, data_dir: str, *arguments: str, kill_at: str = "") -> subprocess.CompletedProcess[str]:
+def command(
+    tmp_path: Path, data_dir: str, *arguments: str, kill_at: str = "", **more: str
+) -> subprocess.CompletedProcess[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LOGSVC_")}
-    environ |= {"LOGSVC_DATA_DIR": str(tmp_path / data_dir)} | ({"LOGSVC_TEST_KILL_AT": kill_at} if kill_at else {})
+    environ |= (
+        more | {"LOGSVC_DATA_DIR": str(tmp_path / data_dir)} | ({"LOGSVC_TEST_KILL_AT": kill_at} if kill_at else {})
+    )
     return subprocess.run(
         [sys.executable, "-m", "logsvc", *arguments], env=environ, capture_output=True, text=True, timeout=60
     )
@@ -284,7 +311,7 @@ def test_a_backup_that_was_killed_is_none_and_the_next_one_is_whole(tmp_path: Pa
     with pytest.raises(NotFound):
         backup.manifests(tmp_path / "backups")
     assert command(tmp_path, "data", "backup", folder, "--keep", "1").returncode == 0
-    assert backup.verify(tmp_path / "backups", backup.manifest(tmp_path / "backups"), None) == []
+    assert backup.verify(tmp_path / "backups", backup.manifest(tmp_path / "backups")) == []
     with serving(data):
         assert list((data / "snapshots").iterdir()) == []  # what the kill left is removed at the start
 
@@ -324,4 +351,4 @@ def test_a_full_disk_is_said_and_harms_no_earlier_backup(tmp_path: Path, data: P
     assert done.returncode == 1
     assert "too large" in done.stderr.lower() or "full" in done.stderr
     assert [found.id for found in backup.manifests(tmp_path / "backups")] == [made.id]
-    assert backup.verify(tmp_path / "backups", made, None) == []
+    assert backup.verify(tmp_path / "backups", made) == []
