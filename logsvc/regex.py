@@ -279,14 +279,24 @@ def _joined(kind: type[Sequence] | type[Alternatives], parts: list[Pattern]) -> 
 # Writing.
 
 
-def write(pattern: Pattern, escape: Callable[[str], str], any_character: str = ".") -> str:
+def write(
+    pattern: Pattern, escape: Callable[[str], str], any_character: str = ".", *, is_escaped_start: bool = True
+) -> str:
     """Return ``pattern`` in a dialect.
 
     Args:
         pattern: As ``parse`` returned it.
         escape: Makes of any character what stands for it literally, in a set and outside.
         any_character: What stands for any character, line ends too.
+        is_escaped_start: Whether a range may begin with an escaped character; otherwise such are written one by one.
     """
+
+    def member(low: str, high: str) -> str:
+        singles = ""
+        while low < high and not is_escaped_start and escape(low) != low:
+            singles += escape(low)
+            low = chr(ord(low) + 1)
+        return singles + (escape(low) if low == high else f"{escape(low)}-{escape(high)}")
 
     def inner(part: Pattern, is_whole: bool) -> str:
         match part:
@@ -295,8 +305,8 @@ def write(pattern: Pattern, escape: Callable[[str], str], any_character: str = "
             case OneOf(((low, high),), False) if low == high:
                 return escape(low)
             case OneOf(ranges, is_negated):
-                pairs = [escape(low) if low == high else f"{escape(low)}-{escape(high)}" for low, high in ranges]
-                return f"[{'^' if is_negated else ''}{''.join(pairs)}]"
+                members = "".join(member(low, high) for low, high in ranges)
+                return f"[{'^' if is_negated else ''}{members}]"
             case Sequence(parts):
                 text = "".join(inner(each, isinstance(each, Repeat)) for each in parts)
                 return text if is_whole else f"({text})"

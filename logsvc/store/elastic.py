@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import base64
 import re
+import string
 import threading
 import time
 from collections import Counter, defaultdict
@@ -241,7 +242,8 @@ def compile_query(node: Node, depth: int = 0) -> Json:
             return {"prefix": {name: {"value": value}}}
         case Match(fields, pattern, is_of_words):
             # "NONE": no operators but those that are written here.
-            asked = {"value": regex.write(pattern, _literal), "flags": "NONE"}
+            # In a set, Lucene takes what follows an escaped character for another member, also a hyphen.
+            asked = {"value": regex.write(pattern, _literal, is_escaped_start=False), "flags": "NONE"}
             return _any_of([{"regexp": {_words_field(name) if is_of_words else name: asked}} for name in fields])
         case Exists(name):
             return _exists(name)
@@ -267,8 +269,8 @@ def _any_of(queries: list[Json]) -> Json:
 
 
 def _literal(character: str) -> str:
-    # A letter or a digit after a backslash may be an operator.
-    return character if character.isalnum() else f"\\{character}"
+    # A letter or a digit after a backslash may be an operator; controls and what is beyond ASCII never are.
+    return f"\\{character}" if character in string.punctuation else character
 
 
 def _words_field(name: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from logsvc.errors import LogsvcError, QueryTooExpensive, SettingsError, StoreUnavailable
 from logsvc.fields import FIELDS, MAX_TOKEN_CHARS, WORD_FIELDS, FieldType
-from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words
+from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, parse
 from logsvc.store import Position, Span
 from logsvc.store.elastic import (
     ElasticStore,
@@ -367,3 +367,15 @@ def test_an_address_that_is_none_is_refused_without_repeating_it() -> None:
     with pytest.raises(SettingsError) as caught:
         ElasticStore("user:secret@host")
     assert "secret" not in str(caught.value)
+
+
+def test_in_a_set_no_range_begins_with_an_escaped_character() -> None:
+    def written(pattern: str) -> str:
+        query = compile_query(parse(f"url.path:/{pattern}/", T0))
+        value: str = query["regexp"]["url.path"]["value"]
+        return value
+
+    assert written(r"a\s") == "a[\t-\n\f-\r ]"
+    assert written(r"a\S") == "a[^\t-\n\f-\r ]"
+    assert written(r"[+-0]\.\\") == r"[\+\,\-\.\/0]\.\\"
+    assert written("[😀-😂]a") == "[😀-😂]a"
