@@ -546,6 +546,8 @@ def test_an_exit_that_is_interrupted_loses_nothing(
     monkeypatch.undo()
     released.set()
     assert list(tmp_path.rglob("*.batch"))
+    assert batcher._spool is not None
+    batcher._spool.close()
 
 
 def test_without_a_thread_to_spare_records_wait_until_there_is_one(
