@@ -144,7 +144,8 @@ class Demo:
         self.expected = EXPECTED[what]
         self.directory = directory
         self._console = console
-        self.url = f"http://127.0.0.1:{_free_port(8080)}"
+        # People get the port they know. Several demos at once, as in tests, would all find it free.
+        self.url = f"http://127.0.0.1:{_free_port(8080 if sys.stdout.isatty() else 0)}"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("LOGSVC_")}
         environ |= {
             "LOGSVC_DATA_DIR": str(directory / "data"),
@@ -375,7 +376,7 @@ def run(what: Break, directory: Path, *, store_url: str | None, history_days: fl
 
 
 def _free_port(preferred: int) -> int:
-    for port in (preferred, 0):
+    for port in dict.fromkeys((preferred, 0)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -546,6 +546,8 @@ def test_an_exit_that_is_interrupted_loses_nothing(
     monkeypatch.undo()
     released.set()
     assert list(tmp_path.rglob("*.batch"))
+    for thread in batcher._threads:
+        thread.join(20.0)
     assert batcher._spool is not None
     batcher._spool.close()
 
