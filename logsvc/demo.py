@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -158,6 +159,8 @@ class Demo:
         }
         if store_url:
             environ["LOGSVC_STORE_URL"] = store_url
+            # Indices of its own: never among records that somebody needs, nor among an earlier demo's.
+            environ["LOGSVC_STORE_PREFIX"] = f"logsvc-demo-{secrets.token_hex(3)}"
         self._processes = _Processes(directory, environ)
         self._environ = environ
         self._started = time.monotonic()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.elasticsearch import drop_indices
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -50,4 +52,7 @@ def test_each_break_opens_exactly_the_right_ticket_and_none_opens_none(tmp_path:
 
 @pytest.mark.elasticsearch
 def test_a_forgotten_column_opens_one_ticket_on_elasticsearch(tmp_path: Path, elasticsearch_url: str) -> None:
-    assert "ai_model" in _demo("schema", tmp_path, "--store-url", elasticsearch_url, *_SHORT)
+    try:
+        assert "ai_model" in _demo("schema", tmp_path, "--store-url", elasticsearch_url, *_SHORT)
+    finally:
+        drop_indices(elasticsearch_url, "logsvc-demo-*")
