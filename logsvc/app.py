@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import math
 import os
 import resource
@@ -53,7 +52,7 @@ from logsvc.ingest import Ingest
 from logsvc.journal import Journal
 from logsvc.keys import Keys, Scope
 from logsvc.ledger import Ledger
-from logsvc.lock import DataDirectoryLock, make_data_dir
+from logsvc.lock import DataDirectoryLock, held_alone, make_data_dir
 from logsvc.names import SHADOW_TENANT
 from logsvc.notifiers import make_notifiers
 from logsvc.outbox import Outbox
@@ -139,14 +138,8 @@ def _alone_in(target: Path) -> Iterator[None]:
     """Hold the folder, made if missing, against a second command that would write the same files."""
     target.mkdir(mode=0o700, exist_ok=True)
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise Conflict(f"another reindex is under way in {target}; wait until it has ended") from exc
+    with held_alone(fd, Conflict(f"another reindex is under way in {target}; wait until it has ended")):
         yield
-    finally:
-        os.close(fd)
 
 
 def run(settings: Settings) -> int:

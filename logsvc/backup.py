@@ -49,7 +49,7 @@ from logsvc.errands import Errands, ask
 from logsvc.errors import BadInput, DataDirectoryLocked, LogsvcError, NotFound, SettingsError
 from logsvc.indexer import CHECKPOINT, read_checkpoint
 from logsvc.journal import Journal
-from logsvc.lock import DataDirectoryLock
+from logsvc.lock import DataDirectoryLock, held_alone
 from logsvc.store import Store
 
 FORMAT = 1
@@ -314,14 +314,8 @@ def _locked(folder: Path) -> Iterator[None]:
         for path in (folder, folder / "backups", folder / "files"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise LogsvcError(f"another backup is being written to {folder}; wait until it has ended") from exc
+    with held_alone(fd, LogsvcError(f"another backup is being written to {folder}; wait until it has ended")):
         yield
-    finally:
-        os.close(fd)
 
 
 @contextmanager

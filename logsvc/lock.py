@@ -1,4 +1,4 @@
-"""Lock: one ``serve`` per data directory.
+"""Lock: one ``serve`` per data directory, and one command at a time where several would write the same files.
 
 Two processes appending to one journal would destroy it. The lock is the kernel's (``flock``) on
 the file ``lock`` in the data directory, so it ends with its process, however that ends; the file's
@@ -13,11 +13,13 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from logsvc.errors import DataDirectoryLocked, SettingsError
+from logsvc.errors import DataDirectoryLocked, LogsvcError, SettingsError
 
 _FILE = "lock"
 
@@ -39,6 +41,23 @@ def _unusable(data_dir: Path, exc: OSError) -> SettingsError:
         f"cannot use {data_dir} as the data directory: {exc.strerror or exc}; "
         "set LOGSVC_DATA_DIR to a directory in which this user may write"
     )
+
+
+@contextmanager
+def held_alone(fd: int, busy: LogsvcError) -> Iterator[None]:
+    """Hold what a descriptor has open for the block, then close it.
+
+    Raises:
+        LogsvcError: ``busy``, if another process holds it.
+    """
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise busy from exc
+        yield
+    finally:
+        os.close(fd)
 
 
 class DataDirectoryLock:
