@@ -159,7 +159,7 @@ class Canary:
         self._closing = threading.Event()
         self._pause = pause or self._closing.wait
         self._memory = _read(path)
-        self._opened_at = self._succeeded_at = monotonic()
+        self._succeeded_at = monotonic()
         self._stages_s: dict[str, float] = {}
         self._runs = {"delivered": 0, "failed": 0}
         self._thread = threading.Thread(target=self._run, name="canary", daemon=True)
