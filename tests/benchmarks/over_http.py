@@ -119,7 +119,8 @@ def _cpu_s(process: psutil.Process) -> float:
     return sum(sum(one.cpu_times()[:4]) if one is process else sum(one.cpu_times()[:2]) for one in _tree(process))
 
 
-def _rss(process: psutil.Process) -> int:
+def rss(process: psutil.Process) -> int:
+    """Return the bytes of memory of a process and those that it started, together."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return sum(one.memory_info().rss for one in _tree(process))
     return 0
@@ -186,7 +187,7 @@ class _Memory(threading.Thread):
 
     def run(self) -> None:
         while not self._end.wait(0.25):
-            self.most = max(self.most, _rss(self._process))
+            self.most = max(self.most, rss(self._process))
 
     def stop(self) -> int:
         self._end.set()

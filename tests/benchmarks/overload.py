@@ -131,7 +131,7 @@ class Watch:
 
     def _look(self, service: ServiceProcess, reader: str) -> None:
         assert service.process is not None
-        self.rss_mb.append(psutil.Process(service.process.pid).memory_info().rss >> 20)
+        self.rss_mb.append(over_http.rss(psutil.Process(service.process.pid)) >> 20)
         began = time.perf_counter()
         answer = service.http.get(
             "/api/v1/search",
