@@ -571,6 +571,7 @@ def backup_create(
             state=state,
             store_name=_store_name(settings),
             open_store=lambda: _open_store(settings),
+            server=_snapshots(settings),
             keep=keep,
         )
         made = report.manifest
@@ -582,9 +583,10 @@ def backup_create(
             f"{terminal.size(report.copied_bytes)} of them new; holds every record up to {made.through_seq}",
             soft_wrap=True,
         )
-        if made.store == "elasticsearch":
+        if made.store == "elasticsearch" and made.snapshot is None:
             terminal.console(is_error=True).print(
-                "[yellow]Records are in Elasticsearch and not in it; have it take a snapshot now (PUT _snapshot).[/]",
+                "[yellow]Records are in Elasticsearch and not in it: register a snapshot repository there and name it "
+                "in LOGSVC_STORE_REPOSITORY, or have a snapshot taken now (PUT _snapshot).[/]",
                 soft_wrap=True,
             )
         if not made.has_state:
@@ -597,6 +599,12 @@ def _store_name(settings: Any) -> str:
     return "embedded" if settings.store.is_embedded else "elasticsearch"
 
 
+def _snapshots(settings: Any) -> Any:
+    from logsvc.app import open_snapshots
+
+    return open_snapshots(settings)
+
+
 def _open_store(settings: Any) -> Any:
     from logsvc.app import open_store
 
@@ -604,7 +612,7 @@ def _open_store(settings: Any) -> Any:
 
 
 def _about(made: Any) -> dict[str, Any]:
-    names = ("id", "created_at", "version", "store", "has_state", "through_seq", "size_bytes")
+    names = ("id", "created_at", "version", "store", "snapshot", "has_state", "through_seq", "size_bytes")
     return {name: getattr(made, name) for name in names}
 
 
@@ -626,16 +634,20 @@ def backup_list(folder: FolderArgument, output: OutputOption = Output.TEXT) -> N
 
 
 @backup_app.command("verify")
-def backup_verify(folder: FolderArgument, id: IdOption = None, output: OutputOption = Output.TEXT) -> None:
+def backup_verify(
+    folder: FolderArgument, id: IdOption = None, config: ConfigOption = None, output: OutputOption = Output.TEXT
+) -> None:
     """Read a backup and compare every byte with what was written; ends with 1 if anything differs.
 
-    What is damaged is set aside, so that the next backup copies it anew.
+    What is damaged is set aside, so that the next backup copies it anew. Whether a snapshot of
+    records is there and whole, Elasticsearch is asked.
     """
     from logsvc import backup
+    from logsvc.settings import load
 
     with _explained():
         made = backup.manifest(folder, id)
-        wrong = backup.verify(folder, made)
+        wrong = backup.verify(folder, made, None if made.snapshot is None else _snapshots(load(config)))
         if output is Output.JSON:
             _print_json({**_about(made), "wrong": wrong})
         else:
@@ -673,6 +685,7 @@ def restore(
             settings.data_dir,
             state=backup.state_path(settings.state.url),
             store_name=_store_name(settings),
+            server=_snapshots(settings),
             overwrite=overwrite,
         )
         terminal.console().print(

@@ -39,7 +39,7 @@ from logsvc import journal as journals
 from logsvc.api import create_api
 from logsvc.api.connections import HttpProtocol
 from logsvc.api.services import Services
-from logsvc.backup import INDEX, Snapshotter, held, refuse_half_restored, take_snapshot
+from logsvc.backup import INDEX, ServerSnapshots, Snapshotter, held, refuse_half_restored, take_snapshot
 from logsvc.canary import CHANNEL, Canary, CanaryNotifier, DeadMansSwitch, ServiceCourse
 from logsvc.canary import FILE as CANARY_FILE
 from logsvc.crew import Crew
@@ -140,6 +140,15 @@ def _alone_in(target: Path) -> Iterator[None]:
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with held_alone(fd, Conflict(f"another reindex is under way in {target}; wait until it has ended")):
         yield
+
+
+def open_snapshots(settings: Settings) -> ServerSnapshots | None:
+    """Return what keeps the records in snapshots on their server; None if the settings name no repository for them."""
+    if settings.store.is_embedded or not settings.store.repository:
+        return None
+    from logsvc.store.elastic import ElasticStore, Snapshots
+
+    return Snapshots(ElasticStore(settings.store.url, prefix=settings.store.prefix), settings.store.repository)
 
 
 def run(settings: Settings) -> int:

@@ -17,8 +17,10 @@ What always holds:
   that has not ended is refused by ``serve``.
 - Files are for their owner alone. Keys are in a backup as they are in the database, hashed.
 
-Records in Elasticsearch are kept by its own snapshots: one taken after a backup has all that the
-checkpoint in it says, and what comes out of the journal a second time is recognised. PostgreSQL has its own tools, and a backup says that its state is not in it.
+Records in Elasticsearch are kept by the server in a snapshot, taken last: it has all that the checkpoint
+in the backup says, and what comes out of the journal a second time is recognised. It may reach beyond the
+journal; numbers go on after its last. PostgreSQL has its own tools, and a backup says that its state is not
+in it.
 
 Not here: how a store links its files or has a snapshot taken (store/).
 """
@@ -35,10 +37,11 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -46,7 +49,7 @@ from logsvc import __version__, durable, faults
 from logsvc import journal as journals
 from logsvc.deadletters import DIRECTORY as DEAD_LETTERS
 from logsvc.errands import Errands, ask
-from logsvc.errors import BadInput, DataDirectoryLocked, LogsvcError, NotFound, SettingsError
+from logsvc.errors import BadInput, DataDirectoryLocked, LogsvcError, NotFound, SettingsError, StoreUnavailable
 from logsvc.indexer import CHECKPOINT, read_checkpoint
 from logsvc.journal import Journal
 from logsvc.lock import DataDirectoryLock, held_alone
@@ -69,6 +72,34 @@ _LINKED = ("user-hash-key", CHECKPOINT)
 _TICKETS = "tickets.jsonl"
 _REPLACED = (INDEX, journals.DIRECTORY, DEAD_LETTERS, CHECKPOINT, "user-hash-key", _TICKETS)
 _REPLACED_STATE = (STATE, f"{STATE}-wal", f"{STATE}-shm")
+
+
+class ServerSnapshots(Protocol):
+    """Snapshots of the records that a store on a server takes by itself. May raise ``StoreUnavailable``."""
+
+    def create(self, id: str) -> str:
+        """Have everything that is searchable now kept for the backup ``id``; return the snapshot's name when it is.
+
+        Raises:
+            LogsvcError: If it cannot be kept wholly; then nothing of it is.
+        """
+        ...
+
+    def check(self, name: str) -> None:
+        """Raise ``LogsvcError`` unless the snapshot is there, whole, and of this store."""
+        ...
+
+    def check_empty(self) -> None:
+        """Raise ``BadInput`` if there are records that a restored snapshot would take the place of."""
+        ...
+
+    def restore(self, name: str) -> None:
+        """Put the records of the snapshot in place of those there are; return when they can be searched."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Forget the snapshot; one that is not there is none to forget."""
+        ...
 
 
 # In the service: links.
@@ -203,9 +234,11 @@ class Manifest(msgspec.Struct, frozen=True):
         version: The version of logsvc that made it.
         through_seq: Everything up to this sequence number is in it.
         checkpoint_seq: The store has everything up to here, the journal the rest.
-        store: ``embedded``, or ``elasticsearch``, whose records are not in it.
+        store: Where records are kept, ``embedded`` or ``elasticsearch``.
         has_state: Whether tickets, keys and cursors are in it; those in PostgreSQL are not.
         files: In order of their paths.
+        snapshot: What Elasticsearch's repository calls the records' snapshot; None without one, and then
+            records that Elasticsearch has are not in it.
     """
 
     format: int
@@ -217,6 +250,7 @@ class Manifest(msgspec.Struct, frozen=True):
     store: str
     has_state: bool
     files: tuple[BackedFile, ...]
+    snapshot: str | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -340,6 +374,7 @@ def back_up(
     state: Path | None,
     store_name: str,
     open_store: Callable[[], Store],
+    server: ServerSnapshots | None = None,
     keep: int | None = None,
     wait_s: float = 600.0,
 ) -> BackupReport:
@@ -350,8 +385,9 @@ def back_up(
         folder: Made if missing; may hold earlier backups.
         now: What it is called by.
         state: The SQLite database; None if the state lies elsewhere.
-        store_name: ``embedded``, or ``elasticsearch``, whose records are not in it.
+        store_name: Where records are kept, ``embedded`` or ``elasticsearch``.
         open_store: Opens the store, for when no service runs.
+        server: Keeps the records that Elasticsearch has; without it they are not in the backup.
         keep: How many backups are left in the end, this one included; None keeps all.
         wait_s: How long the service may take to get to it.
 
@@ -364,7 +400,7 @@ def back_up(
     resolved = folder.resolve()
     if resolved == data_dir.resolve() or data_dir.resolve() in resolved.parents:
         raise BadInput(f"{folder} lies in the data directory, and would be lost with it; take a folder elsewhere")
-    with _locked(folder), _explained(folder):
+    with _locked(folder), _explained(folder), ExitStack() as undo:
         id = _new_id(folder, now)
         known = {(f.path, f.size_bytes, f.mtime_ns): f.sha256 for m in _readable(folder) for f in m.files}
         copier = _Copier(folder, known)
@@ -378,6 +414,10 @@ def back_up(
                 name = str(path.relative_to(links))
                 files.append(copier.copy(path, name, snapshot.sizes.get(name)))
             faults.reach("backup.copied")
+        kept = None
+        if server is not None:
+            kept = server.create(id)
+            undo.callback(server.remove, kept)
         made = Manifest(
             format=FORMAT,
             id=id,
@@ -388,11 +428,13 @@ def back_up(
             store=store_name,
             has_state=state is not None,
             files=tuple(files),
+            snapshot=kept,
         )
         body = msgspec.json.encode(made)
         sealed = _Sealed(msgspec.Raw(body), hashlib.sha256(body).hexdigest())
         durable.replace(folder / "backups" / f"{id}.json", msgspec.json.encode(sealed))
-        _prune(folder, keep)
+        undo.pop_all()
+        _prune(folder, keep, server)
     return BackupReport(made, copier.copied_bytes)
 
 
@@ -503,12 +545,19 @@ def _copy_state(copier: _Copier, state: Path) -> BackedFile:
         aside.unlink(missing_ok=True)
 
 
-def _prune(folder: Path, keep: int | None) -> None:
-    """Remove all but the newest ``keep`` backups, then every file that none of the others has."""
+def _prune(folder: Path, keep: int | None, server: ServerSnapshots | None) -> None:
+    """Remove all but the newest ``keep`` backups, then every file and snapshot that none of the others has."""
     paths = sorted(path for path in (folder / "backups").glob("*.json") if _ID.fullmatch(path.stem))
-    for path in paths[: -keep or None] if keep is not None else ():
+    surplus = paths[: -keep or None] if keep is not None else []
+    snapshots = []
+    for path in surplus:
+        with suppress(BadInput):
+            snapshots.append(_read_manifest(path).snapshot)
         path.unlink()
     durable.sync_directory(folder / "backups")
+    for name in snapshots:
+        if name is not None and server is not None:
+            server.remove(name)
     left = [path for path in paths if path.exists()]
     try:
         wanted = {file.sha256 for path in left for file in _read_manifest(path).files}
@@ -522,17 +571,38 @@ def _prune(folder: Path, keep: int | None) -> None:
 # Verifying and restoring.
 
 
-def verify(folder: Path, made: Manifest) -> list[str]:
+def verify(folder: Path, made: Manifest, server: ServerSnapshots | None = None) -> list[str]:
     """Return what is wrong with a backup, each thing named; [] if every byte is as it was written.
 
     A damaged file is renamed, where that can be, so that the next backup copies what it held anew.
+    Of a snapshot, Elasticsearch is asked whether it is there and whole.
+
+    Raises:
+        SettingsError: If there is a snapshot, and no ``server`` to ask.
+        StoreUnavailable: If it does not answer.
     """
     wrong = [trouble for file in made.files if (trouble := _trouble(folder, file)) is not None]
     if not wrong and made.has_state:
         blob = next(_blob(folder, file.sha256) for file in made.files if file.path == STATE)
         with closing(sqlite3.connect(f"{blob.resolve().as_uri()}?immutable=1", uri=True)) as database:
             wrong += [f"{STATE}: {text}" for (text,) in database.execute("PRAGMA quick_check") if text != "ok"]
+    if made.snapshot is not None:
+        try:
+            _needed(server, made).check(made.snapshot)
+        except (SettingsError, StoreUnavailable):
+            raise
+        except LogsvcError as exc:
+            wrong.append(str(exc))
     return wrong
+
+
+def _needed(server: ServerSnapshots | None, made: Manifest) -> ServerSnapshots:
+    if server is None:
+        raise SettingsError(
+            f"the records of backup {made.id} are in a snapshot of Elasticsearch; "
+            "set LOGSVC_STORE_URL and LOGSVC_STORE_REPOSITORY as they were"
+        )
+    return server
 
 
 def _trouble(folder: Path, file: BackedFile) -> str | None:
@@ -559,6 +629,7 @@ def restore(
     *,
     state: Path | None,
     store_name: str,
+    server: ServerSnapshots | None = None,
     overwrite: bool = False,
 ) -> None:
     """Put a backup back into ``data_dir``; a service started there goes on from it.
@@ -569,6 +640,7 @@ def restore(
         data_dir: Empty or missing, unless it may be overwritten. No service runs there.
         state: Where SQLite's database goes; None if the state lies elsewhere.
         store_name: Where the settings have records kept: as when the backup was made.
+        server: Has the records' snapshot, if the backup has one.
         overwrite: Whether what is there is removed, once all that comes in its place was checked.
 
     Raises:
@@ -583,9 +655,14 @@ def restore(
         raise SettingsError(
             f"backup {made.id} has its state in SQLite, and LOGSVC_DATABASE_URL names another database; unset it"
         )
+    if made.snapshot is not None:
+        _needed(server, made).check(made.snapshot)
     with DataDirectoryLock.acquire(data_dir, "logsvc restore"), _explained(data_dir):
         _check_room(data_dir, made, state, overwrite=overwrite)
         aside = data_dir / RESTORING
+        # Before anything says that a restore has begun: the next try would take what is there for its own.
+        if made.snapshot is not None and not overwrite and not (aside / _MOVING).exists():
+            _needed(server, made).check_empty()
         aside.mkdir(mode=0o700, exist_ok=True)
         # Not the folder and what says that it is moving: without them a start would take the half for the whole.
         for path in aside.iterdir():
@@ -608,6 +685,8 @@ def restore(
             durable.sync_directory(directory)
         durable.replace(aside / _MOVING, b"")
         faults.reach("restore.moving")
+        if made.snapshot is not None:
+            _needed(server, made).restore(made.snapshot)
         for name in _REPLACED:
             _remove(data_dir / name)
         if state is not None and made.has_state:

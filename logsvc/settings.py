@@ -162,6 +162,12 @@ def _tenant(value: str) -> str:
     return value
 
 
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}|", value):
+        raise ValueError("a name of letters, digits, _, . and -")
+    return value
+
+
 def _data_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "logsvc"
 
@@ -202,6 +208,7 @@ _KINDS: dict[Callable[[str], Any], str] = {
     _store_url: "embedded or address",
     _database_url: "database address",
     _tenant: "name",
+    _name: "name",
 }
 
 
@@ -308,6 +315,12 @@ class StoreSettings(_Part):
         _tenant,
         "logsvc-records",
         "How the names of indices in Elasticsearch begin; services with different ones share a server.",
+    )
+    repository: str = _setting(
+        "LOGSVC_STORE_REPOSITORY",
+        _name,
+        "",
+        "Snapshot repository of Elasticsearch in which `logsvc backup` keeps the records.",
     )
 
     @property

@@ -28,13 +28,14 @@ from __future__ import annotations
 
 import base64
 import re
+import secrets
 import string
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
@@ -48,7 +49,9 @@ from loguru import logger
 
 from logsvc import regex
 from logsvc.errors import (
+    BadInput,
     LogsvcError,
+    NotFound,
     QueryTooExpensive,
     SchemaMismatch,
     SettingsError,
@@ -1008,7 +1011,7 @@ class ElasticStore:
     # Life
 
     def link(self, directory: Path) -> None:
-        """Do nothing: the server keeps its own snapshots."""
+        """Do nothing: the server keeps its own snapshots (``Snapshots``)."""
 
     def health(self) -> StoreHealth:
         name = f"Elasticsearch at {self._address}"
@@ -1262,6 +1265,82 @@ class Reindexer:
             {"add": {"index": new, "alias": name}},
         ]
         self._store._ask("POST", "/_aliases", {"actions": actions}, timeout_s=SLOW_S)
+
+
+class Snapshots:
+    """Snapshots of one store's records in a repository that the server knows (``_snapshot/REPOSITORY``).
+
+    The server copies what the repository has not got yet; the repository's settings say where it lies.
+    """
+
+    def __init__(self, store: ElasticStore, repository: str) -> None:
+        self._store = store
+        self._repository = repository
+
+    def create(self, id: str) -> str:
+        """Return the snapshot's name when every shard is kept; see ``backup.ServerSnapshots``."""
+        if self._store._ask("GET", f"/_snapshot/{self._repository}", missing=b"") == b"":
+            raise self._unknown()
+        # The server takes only small letters; backups of one second in several folders are several.
+        name = f"{self._store._alias}-{id.lower()}-{secrets.token_hex(4)}"
+        # Without a record there is no index, and no name would mean all.
+        indices = self._store.indices() or [f"{self._store._alias}-none-*"]
+        body = {"indices": indices, "ignore_unavailable": True, "include_global_state": False}
+        with ExitStack() as undo:
+            undo.callback(self.remove, name)
+            self._store._ask("PUT", f"{self._path(name)}?wait_for_completion=true", body, timeout_s=SLOW_S)
+            self.check(name)
+            undo.pop_all()
+        return name
+
+    def _path(self, name: str) -> str:
+        return f"/_snapshot/{self._repository}/{name}"
+
+    def _unknown(self) -> SettingsError:
+        return SettingsError(
+            f"Elasticsearch knows no snapshot repository {self._repository!r}, which LOGSVC_STORE_REPOSITORY "
+            "names; register it there (PUT _snapshot/NAME)"
+        )
+
+    def check(self, name: str) -> None:
+        """Raise ``LogsvcError`` unless the snapshot is there, whole, and of this store."""
+        answer = self._store._ask("GET", self._path(name), missing=b'{"snapshots":[]}', timeout_s=SLOW_S)
+        found = msgspec.json.decode(answer)["snapshots"]
+        if not found:
+            raise NotFound(f"the repository {self._repository} of Elasticsearch has no snapshot {name}")
+        if found[0]["state"] != "SUCCESS":
+            reasons = [failure.get("reason", "") for failure in found[0].get("failures", ())][:1]
+            raise LogsvcError(f"the snapshot {name} is {found[0]['state']}: {' '.join(reasons)}")
+        ours = re.compile(re.escape(self._store._alias) + r"(\.r[0-9]+)?-([0-9]{4}\.[0-9]{2}\.[0-9]{2}|misc)")
+        if others := [index for index in found[0]["indices"] if not ours.fullmatch(index)]:
+            raise SettingsError(
+                f"the snapshot {name} has indices such as {others[0]}, and LOGSVC_STORE_PREFIX is "
+                f"{self._store._alias}; set it as it was"
+            )
+
+    def check_empty(self) -> None:
+        """Raise ``BadInput`` if the store has indices that a restored snapshot would take the place of."""
+        if standing := self._store.indices():
+            raise BadInput(
+                f"Elasticsearch has {len(standing)} indices such as {standing[0]}; take another server, "
+                "or --overwrite what is there"
+            )
+
+    def restore(self, name: str) -> None:
+        """Put the indices back in place of those that stand; see ``backup.ServerSnapshots``."""
+        for names in _sliced(self._store.indices(), MAX_NAMED_DAYS):
+            self._store._ask("DELETE", f"/{','.join(names)}?ignore_unavailable=true", timeout_s=SLOW_S)
+        body = {"include_global_state": False, "include_aliases": True}
+        answer = self._store._ask(
+            "POST", f"{self._path(name)}/_restore?wait_for_completion=true", body, timeout_s=SLOW_S
+        )
+        shards = msgspec.json.decode(answer)["snapshot"]["shards"]
+        if shards["failed"]:
+            raise LogsvcError(f"{shards['failed']} of {shards['total']} shards could not be restored; try again")
+
+    def remove(self, name: str) -> None:
+        """Forget the snapshot; one that is not there is none to forget."""
+        self._store._ask("DELETE", self._path(name), missing=b"", timeout_s=SLOW_S)
 
 
 # The second where the name is that of an alias, after a reindexing.
