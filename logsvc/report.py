@@ -20,7 +20,9 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 article { border-top: 1px solid var(--soft); margin-top: 2rem; }
 h2 { font-size: 1.1rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; padding: .2rem .7rem .2rem 0; vertical-align: top; overflow-wrap: anywhere; }
+td, th { text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top; white-space: nowrap; }
+td:last-child, th:last-child { width: 100%; white-space: normal; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { td, th { white-space: normal; } td:last-child { min-width: 9rem; } }
 svg { width: 100%; height: auto; }
 .odd { fill: var(--odd); } .calm { fill: #8889; } .span { fill: var(--odd); opacity: .12; }
 .usual { fill: none; stroke: var(--usual); stroke-width: 2; }
