@@ -387,7 +387,7 @@ def tickets_show(
         if output is Output.JSON:
             _print_json(ticket)
         else:
-            terminal.console().print(terminal.ticket_view(ticket))
+            terminal.console().print(terminal.ticket_view(ticket), crop=False)
 
 
 @keys_app.command("create")

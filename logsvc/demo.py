@@ -358,7 +358,7 @@ def run(what: Break, directory: Path, *, store_url: str | None, history_days: fl
         tickets = demo.run()
         console.print()
         for ticket in tickets:
-            console.print(terminal.ticket_view(ticket))
+            console.print(terminal.ticket_view(ticket), crop=False)
         if not tickets:
             console.print("[bold green]No ticket opened, and none should have.[/]")
         if is_ci:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -227,10 +228,12 @@ def test_a_ticket_is_shown_whole() -> None:
     body = {**msgspec.to_builtins(make_ticket("t-54c102d5837e")), "url": "http://x/t", "deliveries": []}
     tickets = {"/api/v1/tickets/t-54c102d5837e": Answer(body), "/api/v1/tickets": Answer({"tickets": [body], "next_cursor": None})}  # fmt: skip
     with answering(tickets) as url:
-        shown = run("tickets", "show", "t-54c102d5837e", "--url", url)
+        shown = run("tickets", "show", "t-54c102d5837e", "--url", url, COLUMNS="40")
         listed = run("tickets", "list", "--url", url, "-o", "json")
     assert (shown.exit_code, listed.exit_code) == (Exit.DONE, Exit.DONE)
     assert "no such column" in shown.stdout
+    command = f"logsvc search {shlex.quote(body['query'])}"
+    assert command in shown.stdout.splitlines(), "the search is there to be copied, however narrow the terminal"
     assert msgspec.json.decode(listed.stdout)["tickets"] == [body]
 
 
