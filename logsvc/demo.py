@@ -352,6 +352,9 @@ class Demo:
 def run(what: Break, directory: Path, *, store_url: str | None, history_days: float) -> int:
     """Run the demo for a person (until Ctrl-C) or, with ``CI`` set, to its end; return the exit code."""
     console = terminal.console()
+    for name in ("SIGTERM", "SIGHUP"):  # a closed window ends it as Ctrl-C does, and with it all it started
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     demo = Demo(what, directory, console, store_url=store_url, history_days=history_days)
     is_ci = bool(os.environ.get("CI"))
     try:

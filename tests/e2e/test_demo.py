@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.elasticsearch import drop_indices
+from tests.support.service import ServiceProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -48,6 +50,19 @@ def test_each_break_opens_exactly_the_right_ticket_and_none_opens_none(tmp_path:
     for what, (_, words) in _BREAKS.items():
         said = running[what].result()
         assert [word for word in words if word not in said] == [], f"{what}: {said[-3000:]}"
+
+
+def test_a_demo_whose_window_is_closed_leaves_no_program_behind(tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("LOGSVC_") and name != "CI"}
+    command = [sys.executable, "-m", "logsvc", "demo", "--break", "none", "--dir", str(tmp_path), *_SHORT]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as demo:
+        children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
+        ServiceProcess.wait("its programs to run", lambda: len(children.read_text().split()) >= 3, 120)
+        started = children.read_text().split()
+        demo.send_signal(signal.SIGHUP)
+        said, _ = demo.communicate(timeout=90)
+    assert [pid for pid in started if Path("/proc", pid).exists()] == [], said.decode()
+    assert demo.returncode == 0, said.decode()
 
 
 @pytest.mark.elasticsearch
