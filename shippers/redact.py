@@ -361,7 +361,7 @@ _NO_IBAN_CHAR = re.compile(f"[{_BETWEEN_GROUPS}]")
 def _key_pattern(name: str) -> re.Pattern[str]:
     closed = r"(?:\\{0,8}[\"'`])?\]?"
     return re.compile(
-        rf"(?<![\w.$-])(?:(?P<name>{name}){closed}[ \t]{{0,8}}(?:=>|:=|==|[=:\uff1a]|%3[DdAa])\s{{0,8}}"
+        rf"(?<![\w.$-])(?:(?P<name>{name}){closed}[ \t]{{0,8}}(?:=>|->(?=[ \t])|:=|==|[=:\uff1a]|%3[DdAa])\s{{0,8}}"
         # Before a value without a sign stands an option: --password hunter2, ['--password', 'hunter2'].
         rf"|(?P<option>--[\w.$-]+){closed}(?:,[ \t]{{0,8}}(?=\\{{0,8}}[\"'`])|[ \t]{{1,8}}))"
     )
