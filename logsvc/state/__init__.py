@@ -42,7 +42,8 @@ from logsvc.timestamps import format_us, parse_rfc3339
 MAX_PAGE_TICKETS = 1_000
 _BUSY_S = 10.0
 _BUSY_PAUSE_S = 0.02
-_WRITES = "is_write"
+_IMPATIENT_S = 0.1
+_WRITES = "write_wait_s"
 
 
 class KeyRow(NamedTuple):
@@ -168,8 +169,12 @@ def _sqlite(url: str) -> sa.Engine:
     def _begin(connection: sa.Connection) -> None:
         # A transaction that will write takes the lock at once: it waits for its turn instead of
         # failing half-way because another one wrote since its first read.
-        is_write = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+        wait_s = connection.get_execution_options().get(_WRITES)
+        if wait_s is None:
+            connection.exec_driver_sql("BEGIN")
+        else:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(wait_s * 1_000)}")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
@@ -192,7 +197,8 @@ class State:
     def __init__(self, engine: sa.Engine, channels: Sequence[str] = (), own_channels: Mapping[str, str] = {}) -> None:
         self._own_channels = dict(own_channels)
         self._engine = engine
-        self._write_engine = engine.execution_options(**{_WRITES: True})
+        self._write_engine = engine.execution_options(**{_WRITES: _BUSY_S})
+        self._impatient_engine = engine.execution_options(**{_WRITES: _IMPATIENT_S})
         self._channels = tuple(channels)
 
     @property
@@ -210,8 +216,9 @@ class State:
             yield connection
 
     @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
-        with _translated(), self._write_engine.begin() as connection:
+    def _writing(self, *, is_impatient: bool = False) -> Iterator[sa.Connection]:
+        engine = self._impatient_engine if is_impatient else self._write_engine
+        with _translated(), engine.begin() as connection:
             yield connection
 
     # ------------------------------------------------------------------------------------------------- keys
@@ -273,8 +280,12 @@ class State:
         return _key(row)
 
     def note_key_use(self, id: str, now_us: int) -> None:
-        """Remember when a key was last used."""
-        with self._writing() as db:
+        """Remember when a key was last used.
+
+        Raises:
+            StateUnavailable: Also if another one writes for longer than a moment: a request waits for this.
+        """
+        with self._writing(is_impatient=True) as db:
             db.execute(sa.update(t.api_keys).where(t.api_keys.c.id == id).values(last_used_us=now_us))
 
     # ---------------------------------------------------------------------------------------------- tickets

@@ -144,6 +144,17 @@ def test_a_database_that_cannot_note_the_use_turns_nobody_away(
     assert len(tries) == 2, "each waits for the database, so not every request tries"
 
 
+def test_while_another_one_writes_for_long_the_use_is_not_waited_for(keys: Keys, state: State) -> None:
+    key, info = keys.create(tenant="t", name="n", scopes=[Scope.READ])
+    with state._writing():
+        with pytest.raises(StateUnavailable):
+            state.note_key_use(info.id, NOON_US)
+        assert keys.verify(key) is not None
+    assert keys.list()[0].last_used_at is None
+    state.note_key_use(info.id, NOON_US)
+    assert keys.list()[0].last_used_at is not None
+
+
 def test_a_key_seen_lately_needs_no_database(keys: Keys, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise StateUnavailable("away")
