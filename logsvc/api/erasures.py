@@ -1,12 +1,16 @@
 """Erasing by query: first how many records it would be, then, when that number is said back, for good.
 
-Every erasure leaves one line in ``DATA_DIR/erasures.jsonl`` and in the service's own log: who, what, how many.
+Every erasure leaves two lines in ``DATA_DIR/erasures.jsonl``: before it, who wants to erase what (``intended``),
+and after it what came of it (``done``, with how many, or ``failed``). One without the other was interrupted:
+perhaps all of it was done.
 
 Not here: how a store erases (store/), what an earlier backup still holds (backup.py).
 """
 
 from __future__ import annotations
 
+import secrets
+from contextlib import suppress
 from typing import Annotated
 
 import msgspec
@@ -68,24 +72,41 @@ def erase(
         return json_response({"matched": matched, "erased": 0, "dead_letters": 0, "to": format_us(span.end_us)})
     if matched != expected:
         raise Conflict(f"{matched} records match now, not {expected}; nothing was erased, ask again without expected")
-    try:
-        erased = services.indexer.erase(admin.tenant, node, span, _WAIT_S)
-    except TimeoutError as exc:
-        raise StoreUnavailable(
-            str(exc) or "the store has not come to it in time; look how many match before retrying"
-        ) from exc
-    line = {
-        "time": format_us(services.clock()),
+    line: dict[str, object] = {
+        "id": f"erasure-{secrets.token_hex(6)}",
         "tenant": admin.tenant,
         "key": admin.key_id,
         "query": language.render(node),
         "from": None if span.start_us is None else format_us(span.start_us),
         "to": format_us(span.end_us),
-        "records": erased.records,
-        "dead_letters": erased.dead_letters,
     }
-    durable.append_line(services.erasures, msgspec.json.encode(line))
-    logger.warning("erased {} records and {} dead letters: {}", erased.records, erased.dead_letters, line)
+
+    def note(outcome: str, **more: object) -> None:
+        noted = {"time": format_us(services.clock()), "outcome": outcome, **line, **more}
+        durable.append_line(services.erasures, msgspec.json.encode(noted))
+        logger.warning("erasure {}: {}", outcome, noted)
+
+    try:
+        note("intended", records=matched)
+    except OSError as exc:
+        raise StoreUnavailable(
+            f"cannot write {services.erasures.name}: {exc.strerror}; nothing was erased, for nobody would know of it"
+        ) from exc
+    try:
+        erased = services.indexer.erase(admin.tenant, node, span, _WAIT_S)
+    except Exception as exc:
+        with suppress(OSError):
+            note("failed", error=str(exc) or type(exc).__name__)
+        if not isinstance(exc, TimeoutError):
+            raise
+        raise StoreUnavailable(
+            str(exc) or "the store has not come to it in time; look how many match before retrying"
+        ) from exc
+    try:
+        note("done", records=erased.records, dead_letters=erased.dead_letters)
+    except OSError as exc:
+        # The intention is there, and whoever asked has the answer.
+        logger.error("erasure done, but cannot write {}: {}: {}", services.erasures.name, exc.strerror, line)
     return json_response(
         {
             "matched": matched,

@@ -35,6 +35,8 @@ def test_what_is_erased_was_counted_first_is_gone_everywhere_and_is_written_down
     assert json.loads(erase("forgetme", "--yes", "-o", "json")[1])["erased"] == 3
     assert sorted(record["event.id"] for record in service.walk()) == [f"e{n}" for n in range(3, 10)]
     lines = (service.data_dir / "erasures.jsonl").read_text().splitlines()
-    (line,) = [found for found in map(json.loads, lines) if found["tenant"] == tenant]
-    assert (line["query"], line["records"]) == ("forgetme", 3)
+    # Before and after: an erasure that is interrupted is known of, too.
+    intended, done = (found for found in map(json.loads, lines) if found["tenant"] == tenant)
+    assert (intended["outcome"], done["outcome"], done["id"]) == ("intended", "done", intended["id"])
+    assert (intended["query"], intended["records"], done["records"]) == ("forgetme", 3, 3)
     assert key not in str(lines)
