@@ -130,8 +130,8 @@ def _away(rig: Rig, mode: Mode, seconds: float, said: str) -> None:
 
 @cell("es-refused", ELASTIC, 400, short=ELASTIC)
 def elasticsearch_stopped(rig: Rig) -> None:
-    """Elasticsearch away: connections refused (for minutes in the long form)."""
-    _away(rig, Mode.REFUSE, 2 if rig.is_short else 180, "cannot reach the store")
+    """Elasticsearch away: connections refused (for a minute in the long form)."""
+    _away(rig, Mode.REFUSE, 2 if rig.is_short else 60, "cannot reach the store")
 
 
 @cell("es-hanging", ELASTIC, 400, short=())
@@ -173,7 +173,7 @@ for _mode, _name, _short in [
 ]:
 
     def _run(rig: Rig, mode: Mode = _mode) -> None:
-        _spoilt(rig, mode, 4 if rig.is_short else 30)
+        _spoilt(rig, mode, 4 if rig.is_short else 20)
 
     _run.__doc__ = f"Elasticsearch {_mode.value}."
     cell(_name, ELASTIC, 180, short=_short)(_run)
