@@ -320,9 +320,9 @@ def erase(
 ) -> None:
     """Erase every record that a query finds, for good; needs a key with the scope `admin`.
 
-    It shows how many there are, asks, and leaves a line in `DATA_DIR/erasures.jsonl`. Gone are the
-    records in the store, the journal and the dead letters. Not gone are those in backups
-    (`logsvc backup --keep` drops old ones) and the samples on tickets.
+    It shows how many there are, asks, and writes down in `DATA_DIR/erasures.jsonl` what is wanted and
+    what came of it. Gone are the records in the store, the journal and the dead letters. Not gone are
+    those in backups (`logsvc backup --keep` drops old ones) and the samples on tickets.
 
     Example: `logsvc erase 'user.hash:9f2c…' --dry-run`
     """
@@ -509,6 +509,7 @@ def keys_revoke(
 
 def _quota(records_per_second: str | None, bytes_per_second: str | None, burst: str | None) -> dict[str, int | None]:
     """Return the parts of a quota that options name; None where one says default."""
+    from logsvc.quotas import MAX_BURST_S
     from logsvc.settings import whole_number, whole_seconds, whole_size
 
     words = {"unlimited": "0"}
@@ -520,11 +521,19 @@ def _quota(records_per_second: str | None, bytes_per_second: str | None, burst: 
     ):
         if text is None:
             continue
+        option = "--burst" if name == "burst_s" else "--" + name.replace("_", "-")
         try:
             quota[name] = None if text == "default" else parse(words.get(text, text))
         except ValueError as exc:
-            option = "--burst" if name == "burst_s" else "--" + name.replace("_", "-")
             raise BadInput(f"{option} is {text!r}; expected {exc}, or default") from None
+        if quota[name] == 0 and text not in words:
+            # Whoever writes 0 may mean "nothing", and would get the contrary.
+            raise BadInput(
+                f"{option} is {text!r}; expected more than 0"
+                + (", or unlimited; `logsvc keys revoke` takes a key's right to send" * (name != "burst_s"))
+            )
+        if name == "burst_s" and (quota[name] or 0) > MAX_BURST_S:
+            raise BadInput(f"--burst is {text!r}; expected {MAX_BURST_S // 3600}h at most")
     return quota
 
 
@@ -537,7 +546,18 @@ class _Backups(TyperGroup):
 
 backup_app = typer.Typer(cls=_Backups, help=_BACKUPS, no_args_is_help=True)
 app.add_typer(backup_app, name="backup")
-FolderArgument = Annotated[Path, typer.Argument(help="Folder of backups, outside the data directory.")]
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        # A variable that is not set, say; the current folder is nobody's place for backups.
+        raise typer.BadParameter("an empty name is no folder; name one outside the data directory, or . for this one")
+    return Path(text)
+
+
+FolderArgument = Annotated[
+    Path, typer.Argument(metavar="FOLDER", parser=_folder, help="Folder of backups, outside the data directory.")
+]
 IdOption = Annotated[str | None, typer.Option("--backup", help="Which one, as `backup list` shows it; the newest.")]
 
 

@@ -30,7 +30,7 @@ import msgspec
 from logsvc.durable import sync_directory
 from logsvc.errors import BadInput, StateUnavailable
 from logsvc.names import TENANT_RULE, is_key, is_tenant
-from logsvc.quotas import UNLIMITED, Quota
+from logsvc.quotas import MAX_BURST_S, UNLIMITED, Quota
 from logsvc.state import KeyRow, State
 from logsvc.timestamps import US_PER_S, Clock, format_us
 
@@ -249,8 +249,8 @@ class Keys:
     def _note_use(self, row: KeyRow, now_us: int) -> None:
         if row.last_used_us is not None and now_us - row.last_used_us < _USE_NOTED_EVERY_S * US_PER_S:
             return
-        # Nobody is turned away because the time of it cannot be written, and on a database that does not
-        # answer one request waits for it now and then, not all of them in turn.
+        # Nobody is turned away because the time of it cannot be written, and while the database is busy
+        # one request waits a moment for it now and then, not all of them in turn.
         if now_us < self._note_use_after_us or not self._noting_use.acquire(blocking=False):
             return
         try:
@@ -308,10 +308,10 @@ def _info(row: KeyRow) -> KeyInfo:
 
 def _checked(quota: Mapping[str, int | None]) -> dict[str, int | None]:
     for name, value in quota.items():
-        least = 1 if name == "burst_s" else 0
-        if value is not None and not least <= value < 2**63:
+        least, most = (1, MAX_BURST_S) if name == "burst_s" else (0, 2**63 - 1)
+        if value is not None and not least <= value <= most:
             raise BadInput(
-                f"{name} cannot be {value}; expected {least} or more" + (", 0 being unlimited" * (not least))
+                f"{name} cannot be {value}; expected {least} to {most}" + ", 0 being unlimited" * (not least)
             )
     return dict(quota)
 

@@ -23,6 +23,9 @@ from loguru import logger
 
 from logsvc.errors import OverQuota
 
+MAX_BURST_S = 3_600
+"""A key may save up an hour's worth; more is no quota."""
+
 _NOTED_EVERY_S = 60.0
 
 
@@ -31,7 +34,7 @@ class Quota(NamedTuple):
 
     records_per_second: int = 0
     bytes_per_second: int = 0
-    burst_s: int = 10
+    burst_s: int = 10  # at most MAX_BURST_S
 
 
 UNLIMITED = Quota()

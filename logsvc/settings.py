@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 
 from logsvc.errors import BadInput, SettingsError
 from logsvc.names import TENANT_RULE, is_tenant
-from logsvc.quotas import Quota
+from logsvc.quotas import MAX_BURST_S, Quota
 from logsvc.timestamps import format_duration, parse_duration
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -761,8 +761,11 @@ def _check(settings: Settings) -> Settings:
     ):
         if timedelta(seconds=1) > every and (every or name != "LOGSVC_CANARY_EVERY"):
             raise SettingsError(f"{name} is {format_duration(every)}; expected 1s or more")
-    if settings.quota.burst < timedelta(seconds=1):
-        raise SettingsError(f"LOGSVC_QUOTA_BURST is {format_duration(settings.quota.burst)}; expected 1s or more")
+    if not timedelta(seconds=1) <= settings.quota.burst <= timedelta(seconds=MAX_BURST_S):
+        raise SettingsError(
+            f"LOGSVC_QUOTA_BURST is {format_duration(settings.quota.burst)}; "
+            f"expected 1s to {format_duration(timedelta(seconds=MAX_BURST_S))}"
+        )
     if (security.tls_cert is None) != (security.tls_key is None):
         raise SettingsError("LOGSVC_TLS_CERT and LOGSVC_TLS_KEY belong together; set both or neither")
     for name, path in (("LOGSVC_TLS_CERT", security.tls_cert), ("LOGSVC_TLS_KEY", security.tls_key)):

@@ -259,6 +259,28 @@ def test_keys_are_made_listed_and_revoked() -> None:
     assert run("keys", "revoke", "key_none").exit_code == Exit.MISSING
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "way_out"),
+    [
+        ("--records-per-second", "0", "unlimited"),
+        ("--bytes-per-second", "0", "unlimited"),
+        ("--burst", "0s", "more than 0"),
+        ("--burst", "1000d", "1h at most"),
+    ],
+)
+def test_a_quota_that_would_be_none_is_refused(option: str, text: str, way_out: str) -> None:
+    refused = run("keys", "create", "--scope", "ingest", option, text)
+    assert refused.exit_code == 2
+    assert way_out in refused.stderr
+
+
+def test_backups_into_a_folder_without_a_name_are_refused(tmp_path: Path) -> None:
+    for command in (["backup", ""], ["backup", "verify", " "], ["restore", ""]):
+        refused = run(*command)
+        assert refused.exit_code == 2, refused.stdout
+        assert "an empty name is no folder" in refused.stderr
+
+
 def test_a_quota_is_given_shown_and_changed_and_what_is_not_named_stays() -> None:
     options = ("--records-per-second", "2000", "--bytes-per-second", "2MiB")
     made = msgspec.json.decode(run("keys", "create", "--scope", "ingest", *options, "-o", "json").stdout)
