@@ -54,6 +54,7 @@ from detectors.signals import (
     lulls,
     silence,
 )
+from detectors.templates import Merging
 from detectors.windows import BoolArray, FloatArray, Row, Series
 
 _HOLD_SURPRISE = 2.5
@@ -159,6 +160,7 @@ class Judge:
         self.judged = 0
         self._kept: dict[str, tuple[int | None, dict[int, _Mark]]] = {}
         memory = memory or {}
+        self._templates = Merging(memory.get("templates"))
         if "marks" in memory:
             kept = json.loads(memory["marks"])
             self._tried_hour = kept["tried_hour"]
@@ -176,8 +178,13 @@ class Judge:
         """Return the event time from which counts matter at ``cutoff_us``; a day's start."""
         return cutoff_us // DAY_US * DAY_US - HORIZON_US
 
-    def restore(self, counts: Iterable[Count], cutoff_us: int) -> None:
-        """Take counts of records ingested before ``cutoff_us``: all of them, in any parts, before ``advance``."""
+    def restore(self, counts: Iterable[Count], cutoff_us: int, texts: Mapping[str, str] | None = None) -> None:
+        """Take counts of records ingested before ``cutoff_us``: all of them, in any parts, before ``advance``.
+
+        ``texts`` has the texts of fingerprints that memory lacks.
+        """
+        if texts:
+            self._templates.add(texts, cutoff_us)
         self._day = cutoff_us // DAY_US
         self._add(counts, cutoff_us, is_restored=True)
 
@@ -220,6 +227,8 @@ class Judge:
         if self._forest is not self._saved_forest and self._forest is not None:
             out["forest"] = self._forest.encode()
             self._saved_forest = self._forest
+        if (templates := self._templates.encode()) is not None:
+            out["templates"] = templates
         return out
 
     @property
@@ -249,15 +258,19 @@ class Judge:
         self._tried_hour = hour
         self._is_changed = True
 
-    def advance(self, delta: Iterable[Count], cutoff_us: int) -> list[Judgement]:
+    def advance(
+        self, delta: Iterable[Count], cutoff_us: int, texts: Mapping[str, str] | None = None
+    ) -> list[Judgement]:
         """Take a tick's counts and return every odd window among those judged, in order of time, then unit.
 
-        ``judged`` counts the windows.
+        ``texts`` has the text of each fingerprint counted in this tick for the first time; one without
+        is a template of its own. ``judged`` counts the windows.
         """
         if self._kept:
             self._remember()
         self.prepare()
         self._trim(cutoff_us)
+        self._templates.add(texts or {}, cutoff_us)
         touched = self._add(delta, cutoff_us)
         due, before = self.grid.due_through(cutoff_us), self.grid.due_through(cutoff_us - TICK_US)
         out: list[Judgement] = []
@@ -294,7 +307,7 @@ class Judge:
                 continue
             unit = self._units.get(count[0])
             if unit is None:
-                unit = self._units[count[0]] = _Unit(Series(step))
+                unit = self._units[count[0]] = _Unit(Series(step, self._templates.of))
             unit.series.add(count, step)
             unit.change(step)
             touched.setdefault(count[0], set()).add(step)
@@ -325,6 +338,7 @@ class Judge:
             if unit.series.trim(before):
                 del self._units[name]
                 self._is_changed = True
+        self._templates.keep({id for unit in self._units.values() for id in unit.series.templates.first})
 
     def _set_mark(self, unit: _Unit, step: int, mark: _Mark | None) -> None:
         old = unit.marks.pop(step, None)
@@ -466,7 +480,9 @@ class Judge:
         """Return the first step of the odd records within ``[start, step]``, and the one after their last."""
         id = int(found.template[at])
         if channel == _TEMPLATE and id >= 0:
-            counts = unit.series.template_errors(found.ids[id], start, step + 1)
+            series = unit.series
+            ids = series.alike()[series.kin.get(found.ids[id], found.ids[id])]
+            counts = series.template_errors(ids, start, step + 1)
         elif channel == _CUSTOMER:
             counts = unit.series.customers.part(found.ids[int(found.customer[at])], start, step + 1)
         else:
@@ -507,11 +523,15 @@ class Judge:
         start, end, step = where
         counts = series.part(start, step + 1)
         templates: list[TemplateCount] = []
+        alike = series.alike()
         for id in series.templates.keys(start, step + 1) if kind != "silence" else ():
-            count = series.templates.part if kind == "level_mix" else series.template_errors
-            total = int(count(id, start, step + 1).sum())
-            if total and (kind == "level_mix" or self._is_error(series, id, start)):
-                first = series.templates.first[id]
+            if kind == "level_mix":
+                total = int(series.templates.part(id, start, step + 1).sum())
+            else:
+                total = int(series.template_errors([id], start, step + 1).sum())
+            ids = alike[series.kin.get(id, id)]
+            if total and (kind == "level_mix" or self._is_error(series, ids, start)):
+                first = min(series.templates.first[one] for one in ids)
                 is_new = first >= start and first > series.first + _LOOK_BACK
                 templates.append(TemplateCount(id, total, is_new, first * grid.step_us))
         templates.sort(key=lambda t: (not t.is_new, -t.n, t.id))
@@ -536,11 +556,11 @@ class Judge:
             series=self._series(series, step, base, channel),
         )
 
-    def _is_error(self, series: Series, id: str, start: int) -> bool:
-        """Return whether a template is one of errors: the day before, it came with errors, not without."""
+    def _is_error(self, series: Series, ids: Sequence[str], start: int) -> bool:
+        """Return whether the template of fingerprints is one of errors: the day before, it came with errors, not without."""
         low = start - self.grid.day_steps()
-        before = int(series.templates.part(id, low, start).sum())
-        return 2 * int(series.template_errors(id, low, start).sum()) >= before
+        before = sum(int(series.templates.part(one, low, start).sum()) for one in ids)
+        return 2 * int(series.template_errors(ids, low, start).sum()) >= before
 
     def _series(
         self, series: Series, step: int, base: Baseline | None, channel: int
@@ -747,7 +767,7 @@ class Engine:
         """Return whether a tick without counts can be left out."""
         return self.judge.is_idle(cutoff_us) and not self.incidents.is_over_due(cutoff_us)
 
-    def advance(self, delta: Iterable[Count], cutoff_us: int) -> list[Change]:
+    def advance(self, delta: Iterable[Count], cutoff_us: int, texts: Mapping[str, str] | None = None) -> list[Change]:
         """Take one tick's counts; return how incidents changed. ``judgements`` has the tick's odd windows."""
-        self.judgements = self.judge.advance(delta, cutoff_us)
+        self.judgements = self.judge.advance(delta, cutoff_us, texts)
         return self.incidents.apply(self.judgements, cutoff_us, self._describe)

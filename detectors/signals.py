@@ -21,7 +21,7 @@ Not here: what is normal (baseline.py), when an odd window is a ticket (engine.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -249,18 +249,24 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
     for index in at.tolist():
         series, base, low, _ = out.stretches[index]
         begin = low - LOOK_BACK
+        kin = series.kin
+        alike: dict[str, list[str]] = {}  # of each template, the fingerprints seen
         fresh = -1
-        for id in series.templates.busy(begin, low + width, _MIN_NEW):
-            mine = np.minimum(series.templates.part(id, begin, low + width), counts[index, Row.ERRORS])
+        for ids in series.templates.busy_groups(begin, low + width, _MIN_NEW, kin):
+            mine = series.template_errors(ids, begin, low + width)
             if mine.sum() < _MIN_NEW:
                 continue
-            past = series.templates.past(id, begin, base, series.odd)
+            alike = alike or series.alike()
+            id = ids[0]
+            kindred = alike[kin.get(id, id)]
+            # Known errors with new values are known: what is seen of one fingerprint is seen of its template.
+            past = sum(series.templates.past(one, begin, base, series.odd) for one in kindred)
             # Never seen before the hour that is looked at, whatever the decay left of it.
-            is_new = past == 0 and series.templates.first[id] >= begin - LOOK_BACK
+            is_new = past == 0 and _first(series, kindred) >= begin - LOOK_BACK
             if is_new and fresh < 0:
                 # A unit that keeps making new templates (names that no mask catches) is not surprised by one more.
                 learned = series.first + 288 * STEPS_PER_WINDOW
-                fresh = sum(1 for first in series.templates.first.values() if learned <= first < begin)
+                fresh = sum(1 for some in alike.values() if learned <= _first(series, some) < begin)
             events = past + 0.3 + (fresh if is_new else 0)
             least = _MIN_NEW if is_new and base.is_established else _MIN_ERRORS
             p = events / (base.records + 100)
@@ -283,6 +289,10 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
             out.template[index, better] = len(out.ids)
             out.is_new[index, better] = is_new
             out.ids.append(id)
+
+
+def _first(series: Series, ids: Iterable[str]) -> int:
+    return min(series.templates.first[id] for id in ids)
 
 
 def _customers(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None:

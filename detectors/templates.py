@@ -19,12 +19,14 @@ Why not Drain: it depends on the order of lines, and splits by a message's first
 those with a variable first are scattered, as are all lists of different length. ARCHITECTURE.md
 has the figures.
 
-Not here: masks (the service's fingerprints), when to learn (engine.py).
+Not here: masks (the service's fingerprints), where texts come from (the caller).
 """
 
 from __future__ import annotations
 
+import json
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
@@ -34,6 +36,9 @@ ANY = "<*>"
 
 Words = tuple[str, ...]
 
+MAX_TEXTS = 4_096
+_MAX_TEXT_CHARS = 512
+_HOUR_US = 3_600_000_000
 _MAX_WORDS = 256
 _MAX_ROUNDS = 8
 
@@ -155,6 +160,69 @@ def words(text: str) -> Words:
         if short != joined:
             out = short.split(" ")
     return tuple(out)
+
+
+class Merging:
+    """Which fingerprints are of one template, learned by the hour, and when they have doubled, from all known before.
+
+    So it is a function of when each fingerprint was first seen, to the tick; a replay agrees. At most
+    4,096 fingerprints are kept; each further one is a template of its own.
+
+    Args:
+        memory: What ``encode`` returned, for going on where that was.
+    """
+
+    def __init__(self, memory: bytes | None = None) -> None:
+        self.of: dict[str, str] = {}  # fingerprint → text of its template; changed in place
+        self._texts: dict[str, str] = {}
+        self._learned: list[str] = []
+        self._hour: int | None = None
+        self._is_changed = False
+        if memory is not None:
+            kept = json.loads(zlib.decompress(memory))
+            self._hour, self._learned, self._texts = kept["hour"], kept["learned"], kept["texts"]
+        self._known = Templates.learn(self._texts[id] for id in self._learned)
+        self.of.update((id, self._known.of(text)) for id, text in self._texts.items())
+
+    def add(self, texts: Mapping[str, str], cutoff_us: int) -> None:
+        """Take the texts of fingerprints seen for the first time at a tick; ticks rise."""
+        hour = cutoff_us // _HOUR_US
+        known, learned = len(self._texts), len(self._learned)
+        # A history that is sent in one go need not wait for the hour.
+        if known > learned and (hour != self._hour or known >= 2 * learned):
+            self._learn()
+        self._hour = hour
+        for id, text in sorted(texts.items()):
+            if id not in self._texts and len(self._texts) < MAX_TEXTS:
+                self._texts[id] = text = text[:_MAX_TEXT_CHARS]
+                self.of[id] = self._known.of(text)
+                self._is_changed = True
+
+    def keep(self, ids: set[str]) -> None:
+        """Forget all other fingerprints, and learn from those that are left."""
+        if any(id not in ids for id in self._texts):
+            self._texts = {id: text for id, text in self._texts.items() if id in ids}
+            self._learn()
+
+    def _learn(self) -> None:
+        self._learned = sorted(self._texts)
+        self._known = Templates.learn(self._texts.values())
+        self.of.clear()
+        self.of.update((id, self._known.of(text)) for id, text in self._texts.items())
+        self._is_changed = True
+
+    def encode(self) -> bytes | None:
+        """Return what must be kept, or ``None`` if nothing changed since the last call."""
+        if not self._is_changed:
+            return None
+        self._is_changed = False
+        kept = {"hour": self._hour, "learned": self._learned, "texts": dict(sorted(self._texts.items()))}
+        return zlib.compress(json.dumps(kept, separators=(",", ":")).encode())
+
+    @staticmethod
+    def ids(memory: bytes) -> set[str]:
+        """Return the fingerprints whose texts are kept in what ``encode`` returned."""
+        return set(json.loads(zlib.decompress(memory))["texts"])
 
 
 class Templates:

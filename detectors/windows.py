@@ -12,7 +12,7 @@ Not here: what is normal (baseline.py), what is odd (signals.py).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -123,10 +123,24 @@ class Table:
 
     def busy(self, start: int, end: int, least: int) -> list[str]:
         """Return the keys with at least so many records in ``[start, end)``, sorted."""
+        return sorted(key for key, total in self._totals(start, end).items() if total >= least)
+
+    def busy_groups(self, start: int, end: int, least: int, kin: Mapping[str, str]) -> list[list[str]]:
+        """Return the groups of keys with at least so many records in ``[start, end)``; in each the busiest first.
+
+        ``kin`` has the group of a key; a key that is not in it is a group of its own.
+        """
+        groups: dict[str, list[tuple[int, str]]] = {}
+        for key, n in self._totals(start, end).items():
+            groups.setdefault(kin.get(key, key), []).append((-n, key))
+        found = [sorted(group) for group in groups.values() if -sum(n for n, _ in group) >= least]
+        return sorted([key for _, key in group] for group in found)
+
+    def _totals(self, start: int, end: int) -> dict[str, int]:
         totals: dict[int, int] = {}
         for number, _, n in self._entries(start, end):
             totals[number] = totals.get(number, 0) + n
-        return sorted(self._names[number] for number, total in totals.items() if total >= least)
+        return {self._names[number]: total for number, total in totals.items()}
 
     def past(self, key: str, until: int, base: Baseline, odd: Odd) -> float:
         """Return the decayed count of the key's clean records before ``until``."""
@@ -171,7 +185,7 @@ def _blocks(start: int, end: int) -> range:
 class Series:
     """Counts of one unit. Steps are absolute; ``first`` and ``last`` bound those with a record."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, kin: Mapping[str, str]) -> None:
         self.base = step - step % BLOCK_STEPS  # absolute step of column 0
         self._size = BLOCK_STEPS
         # As ``Row``, but for ALL, which is kept as what lies below info, and for the centred squares.
@@ -181,7 +195,8 @@ class Series:
         self.blocks: FloatArray = np.zeros((1, len(Sum)))
         self._dirty = {0}
         self.first = self.last = step
-        self.templates = Table()
+        self.templates = Table()  # by fingerprint
+        self.kin = kin  # fingerprint → template, of those known
         self.customers = Table()  # records at error or above
         self.failing_versions: dict[int, dict[str, int]] = {}  # step → version → errors
 
@@ -358,9 +373,19 @@ class Series:
             out[:, column] = values.sum(axis=1)
         return out
 
-    def template_errors(self, id: str, start: int, end: int) -> IntArray:
-        """Return how many of a template's records can be errors: their counts do not say the level, the step's do."""
-        errors: IntArray = np.minimum(self.templates.part(id, start, end), self.part(start, end)[Row.ERRORS])
+    def alike(self) -> dict[str, list[str]]:
+        """Return the fingerprints seen, by their template, sorted."""
+        out: dict[str, list[str]] = {}
+        for id in sorted(self.templates.first):
+            out.setdefault(self.kin.get(id, id), []).append(id)
+        return out
+
+    def template_errors(self, ids: Iterable[str], start: int, end: int) -> IntArray:
+        """Return how many records of fingerprints can be errors: their counts do not say the level, the step's do."""
+        total = np.zeros(end - start, np.int64)
+        for id in ids:
+            total += self.templates.part(id, start, end)
+        errors: IntArray = np.minimum(total, self.part(start, end)[Row.ERRORS])
         return errors
 
     def trim(self, before: int) -> bool:

@@ -85,6 +85,7 @@ class History:
     def __init__(self, tenant: str, *, step_us: int, tick_us: int) -> None:
         self.tenant = tenant
         self.records = 0
+        self.texts: dict[str, str] = {}  # of each template at warn or above, by its id
         self.refused: dict[str, int] = {}  # reason → records that could not be read
         self._step_us = step_us
         self._tick_us = tick_us
@@ -193,6 +194,7 @@ class History:
                     found.append((Dimension.CUSTOMER_ERROR, customer))
                 if version is not None:
                     found.append((Dimension.VERSION_ERROR, version))
+            self.texts.setdefault(template, values["log_template_text"] or "")
             record = {name: values[attribute] for attribute, name in _FACTS.items() if attribute in values}
             self._samples[unit, template].append(Sample(time_us, self.records, ingested_us, record))
             self._is_sorted = False

@@ -47,6 +47,7 @@ from detectors.base import (
 )
 from detectors.explain import error_line, names, sentence, shared, title
 from detectors.incidents import Change, Facts, Incident, Incidents
+from detectors.templates import MAX_TEXTS, Merging
 from logsvc.backtest import History
 from logsvc.errors import BadInput, LogsvcError, QueryTooExpensive, StoreUnavailable
 from logsvc.names import SHADOW_TENANT
@@ -314,7 +315,8 @@ class Detection:
         if not counts and session.is_idle(cutoff_us) and cutoff_us - session.kept_us < 12 * TICK_US:
             session.cursor_us = cutoff_us  # nothing to keep: after a crash it is skipped again
             return
-        judgements, memory, model, judged = self._worker.advance(session.tenant, counts, cutoff_us)
+        texts = self._texts(session.tenant, counts, session.known)
+        judgements, memory, model, judged = self._worker.advance(session.tenant, counts, cutoff_us, texts)
         self._windows += judged
         session.model = model
         changes = session.incidents.apply(judgements, cutoff_us, lambda j: self._describe(session.tenant, j, cutoff_us))
@@ -338,15 +340,16 @@ class Detection:
         memory = {key: blob.value for key, blob in blobs.items() if blob.version == _MEMORY_VERSION}
         incidents = Incidents(self._grid, tenant, memory.pop("incidents", None))
         self._worker.start(tenant, self._grid, memory)
+        known = Merging.ids(memory["templates"]) if "templates" in memory else set()
         floor = cursor // _DAY_US * _DAY_US - HORIZON_US
         for day in range(floor, cursor + 2 * _DAY_US, _DAY_US):
-            span = Span(day, day + _DAY_US)
-            self._worker.restore(tenant, self._counts(tenant, Span(None, cursor), span), cursor)
+            counts = self._counts(tenant, Span(None, cursor), Span(day, day + _DAY_US))
+            self._worker.restore(tenant, counts, cursor, self._texts(tenant, counts, known))
         down = (cursor, self._opened_us)
         if down[1] - down[0] > _BLIND_AFTER_US and blobs:
             self._worker.blind(tenant, *down)
         logger.info("detection: watches tenant {} from {}", tenant, format_us(cursor))
-        return _Session(tenant, cursor, self._grid, incidents)
+        return _Session(tenant, cursor, self._grid, incidents, known)
 
     def _first_tick(self, tenant: str, target_us: int) -> int:
         """Return the tick before the tenant's first record; older than the horizon does not matter."""
@@ -366,6 +369,16 @@ class Detection:
             tenant, ingested=ingested, span=span, step_us=self._grid.step_us, dimensions=_DIMENSIONS
         )
         return [Count(c.unit, c.step_us, c.dimension.value, c.key, c.count) for c in found]
+
+    def _texts(self, tenant: str, counts: Iterable[Count], known: set[str]) -> dict[str, str]:
+        """Return the texts of fingerprints that are not ``known`` yet, and add them there; so far as there is room."""
+        ids = {c.key for c in counts if c.dimension == Dimension.TEMPLATE.value} - known
+        texts: dict[str, str] = {}
+        for id in sorted(ids)[: max(MAX_TEXTS - len(known), 0)]:
+            found = self._records(tenant, Term("log.template.id", id), Span(), 1)
+            texts[id] = (_text(found[0], "log.template.text") if found else None) or id
+        known.update(texts)
+        return texts
 
     # Blind -----------------------------------------------------------------------------------------------------------
 
@@ -603,10 +616,11 @@ def _facts(
 class _Session:
     """One tenant being judged: its cursor, its open incidents, and how far the state has been kept."""
 
-    def __init__(self, tenant: str, cursor_us: int, grid: Grid, incidents: Incidents) -> None:
+    def __init__(self, tenant: str, cursor_us: int, grid: Grid, incidents: Incidents, known: set[str]) -> None:
         self.tenant = tenant
         self.cursor_us = self.kept_us = cursor_us
         self.incidents = incidents
+        self.known = known  # fingerprints whose texts the worker has
         self.model = NO_MODEL
         self.is_empty = False
         self._grid = grid
@@ -639,20 +653,20 @@ class _Worker:
             self._pipe = ours
         self._ask("start", tenant, grid, dict(memory))
 
-    def restore(self, tenant: str, counts: list[Count], cutoff_us: int) -> None:
+    def restore(self, tenant: str, counts: list[Count], cutoff_us: int, texts: Mapping[str, str]) -> None:
         """Hand over counts from before the cursor; in as many parts as there are."""
-        self._ask("restore", tenant, [tuple(c) for c in counts], cutoff_us)
+        self._ask("restore", tenant, [tuple(c) for c in counts], cutoff_us, texts)
 
     def blind(self, tenant: str, start_us: int, end_us: int) -> None:
         """Say that nothing could arrive meanwhile."""
         self._ask("blind", tenant, start_us, end_us)
 
     def advance(
-        self, tenant: str, counts: list[Count], cutoff_us: int
+        self, tenant: str, counts: list[Count], cutoff_us: int, texts: Mapping[str, str]
     ) -> tuple[list[Judgement], dict[str, bytes], str, int]:
         """Judge a tick; return odd windows, what must be kept, the model's version, and how many were judged."""
         answer: tuple[list[Judgement], dict[str, bytes], str, int] = self._ask(
-            "advance", tenant, [tuple(c) for c in counts], cutoff_us
+            "advance", tenant, [tuple(c) for c in counts], cutoff_us, texts
         )
         return answer
 
@@ -720,15 +734,15 @@ def work(pipe: Connection) -> None:
                     grid, memory = arguments
                     judges[tenant] = Judge(grid, memory)
                 case "restore":
-                    counts, before_us = arguments
-                    judges[tenant].restore((Count(*c) for c in counts), before_us)
+                    counts, before_us, texts = arguments
+                    judges[tenant].restore((Count(*c) for c in counts), before_us, texts)
                 case "blind":
                     judges[tenant].blind(*arguments)
                 case "advance":
-                    counts, cutoff_us = arguments
+                    counts, cutoff_us, texts = arguments
                     judge = judges[tenant]
                     before = judge.judged
-                    judgements = judge.advance((Count(*c) for c in counts), cutoff_us)
+                    judgements = judge.advance((Count(*c) for c in counts), cutoff_us, texts)
                     answer = judgements, judge.memory(), judge.model_version, judge.judged - before
         except Exception as exc:  # noqa: BLE001 - told to the other end, which starts over
             judges.pop(tenant, None)
@@ -790,6 +804,7 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
     flags: list[Flag] = []
     lines: dict[str, str] = {}
     last: dict[str, Incident] = {}
+    known: set[str] = set()  # fingerprints whose texts the engine has
     cutoff_us = 0
 
     def describe(judgement: Judgement) -> Facts:
@@ -803,8 +818,10 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
 
     engine = Engine(grid, history.tenant, describe)
 
-    def advance(counts: Iterable[Count]) -> None:
-        for change in engine.advance(counts, cutoff_us):
+    def advance(counts: Sequence[Count]) -> None:
+        ids = {c.key for c in counts if c.dimension == Dimension.TEMPLATE.value} - known
+        known.update(ids)
+        for change in engine.advance(counts, cutoff_us, {id: history.texts[id] or id for id in ids}):
             last[change.incident.id] = change.incident
         for judgement in engine.judgements:
             incident = engine.incidents.of(judgement) if judgement.is_raised else None
@@ -832,7 +849,7 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
         if cutoff_us:
             idle(tick_us)
         cutoff_us = tick_us
-        advance(map(Count._make, counts))
+        advance(list(map(Count._make, counts)))
     # What came last is judged once its grace is over; what comes after the end nobody knows.
     idle(cutoff_us + grid.grace_us + grid.step_us + TICK_US)
     ordered = sorted(last.values(), key=lambda incident: (incident.opened_us, incident.id))

@@ -86,6 +86,20 @@ def test_three_hits_of_an_error_never_seen_are_a_ticket_after_a_day() -> None:
     assert [t.id for t in incident.odd_templates() if t.is_new] == ["no such column: ai_model"]
 
 
+def test_a_known_error_with_a_new_name_is_not_new() -> None:
+    known = [
+        error
+        for hours, name in enumerate(("ann", "bob", "cyd", "dan"), start=2)
+        for error in burst(
+            TASKS[0], NOW_US - hours * HOUR_US, n=1, template=f"login of user {name} refused", arrives_us=NOW_US
+        )
+    ]
+    names = burst(TASKS[0], NOW_US + 5 * MINUTE_US, n=3, minutes=3, template="login of user zoe refused")
+    assert opened(replay(history(1.2) + known + live(20) + names, NOW_US + 20 * MINUTE_US)) == []
+    other = burst(TASKS[0], NOW_US + 5 * MINUTE_US, n=3, minutes=3, template="login of zoe was refused")
+    assert len(opened(replay(history(1.2) + known + live(20) + other, NOW_US + 20 * MINUTE_US))) == 1
+
+
 def test_a_ticket_resolves_when_the_task_is_normal_again_and_reopens_when_it_comes_back() -> None:
     begin = NOW_US + 5 * MINUTE_US
     events = history(1.2) + live(150) + burst(TASKS[0], begin) + burst(TASKS[0], begin + 60 * MINUTE_US)
@@ -167,6 +181,8 @@ def test_order_batches_and_restarts_never_matter(seed: int, restarts: list[int])
     # Late, in two parts, from before.
     for part in range(2):
         events += burst(TASKS[2], NOW_US - 3 * HOUR_US, n=20, arrives_us=begin + part * 7_000_000)
+    for minute, name in enumerate(("ann", "bob", "cyd", "dan", "eve", "fay")):
+        events += burst(TASKS[0], begin + minute * MINUTE_US, n=2, template=f"login of user {name} refused")
     expected = replay(events, NOW_US + 25 * MINUTE_US)
     assert expected
     rng.shuffle(events)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detectors.templates import Templates, words
+from detectors.templates import MAX_TEXTS, Merging, Templates, words
 from tests.support import log_lines
 from tests.support.grouping import LOGHUB, grouping, loghub, templates
 
@@ -143,3 +143,59 @@ def test_texts_made_to_be_slow_have_words_all_the_same() -> None:
     texts = [part * (1000 // len(part)) for part in parts]
     texts += ["".join(rng.choices(parts, k=600))[:1000] for _ in range(200)]
     assert max(len(words(text)) for text in texts) <= 256
+
+
+# ------------------------------------------------------------------------------------------------- by the hour
+
+HOUR_US = 3_600_000_000
+
+
+def refused(*names: str) -> dict[str, str]:
+    return {f"v1:{name}": f"login of user {name} refused" for name in names}
+
+
+def test_fingerprints_are_merged_from_the_hour_after_they_were_seen() -> None:
+    merging = Merging()
+    merging.add({"v1:x": "x", **refused("ann")}, HOUR_US)
+    merging.add(refused("bob"), HOUR_US + 5)
+    merging.add(refused("cyd"), HOUR_US + 10)
+    assert len({merging.of[id] for id in refused("ann", "bob", "cyd")}) == 3
+    merging.add(refused("zoe"), 2 * HOUR_US)
+    assert {merging.of[id] for id in refused("ann", "bob", "cyd", "zoe")} == {"login of user <*> refused"}
+    assert merging.of["v1:x"] == "x"
+
+
+def test_merging_goes_on_from_what_was_kept_as_if_nothing_had_been() -> None:
+    steps = [
+        (refused("ann", "bob"), 1),
+        (refused("cyd"), 3),
+        (refused("dan"), 4),
+        (refused("eve"), HOUR_US + 1),
+        ({}, 2 * HOUR_US),
+    ]
+    for stop in range(len(steps)):
+        merging, other = Merging(), Merging()
+        kept = None
+        for at, (texts, cutoff_us) in enumerate(steps):
+            merging.add(texts, cutoff_us)
+            other.add(texts, cutoff_us)
+            kept = other.encode() or kept
+            if at == stop:
+                other = Merging(kept)
+                assert kept is not None
+                assert Merging.ids(kept) == other.of.keys()
+            assert other.of == merging.of
+
+
+def test_what_is_no_longer_seen_is_forgotten() -> None:
+    merging = Merging()
+    merging.add(refused("ann", "bob", "cyd"), HOUR_US)
+    merging.add({}, 2 * HOUR_US)
+    merging.keep(set(refused("ann", "bob")))
+    assert merging.of == refused("ann", "bob")
+
+
+def test_fingerprints_are_kept_within_a_bound() -> None:
+    merging = Merging()
+    merging.add({str(number): "a" * number for number in range(MAX_TEXTS + 10)}, HOUR_US)
+    assert len(merging.of) == MAX_TEXTS

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from detectors.base import DAY_US, TICK_US, Count, Grid, Judgement
 from detectors.engine import Engine
 from detectors.incidents import Change, ChangeKind, Facts, Incident
+from detectors.templates import Merging
 
 NOW_US = 1_795_348_800_000_000
 """2026-11-22T12:00:00Z."""
@@ -120,6 +121,7 @@ def replay(
     memory: dict[str, bytes] = {}
     changes: list[Change] = []
     restarts = sorted(restart_at)
+    known: set[str] = set()
     for cutoff in range(min(by_tick), until_us + 1, TICK_US):
         if restarts and cutoff > restarts[0]:
             restarts.pop(0)
@@ -127,10 +129,14 @@ def replay(
             before = [e for e in events if e.ingested_us < cutoff - TICK_US]
             horizon = engine.judge.horizon_us(cutoff - TICK_US)
             engine = Engine(cut, "default", facts, memory, engine.incidents.encode())
+            known = Merging.ids(memory["templates"]) if "templates" in memory else set()
             engine.judge.restore(counts((e for e in before if e.time_us >= horizon), cut.step_us), cutoff - TICK_US)
         delta = by_tick.get(cutoff, [])
         if delta or not engine.is_idle(cutoff):
-            changes += engine.advance(counts(delta, cut.step_us), cutoff)
+            # A template is named by its text.
+            texts = {e.template: e.template for e in delta if e.template and e.template not in known}
+            known |= texts.keys()
+            changes += engine.advance(counts(delta, cut.step_us), cutoff, texts)
             memory |= engine.judge.memory()
     return changes
 
