@@ -12,7 +12,8 @@ since 1970.
   true ticket that are far from its incidents are charged as false tickets too.
 - Precision is detected incidents over themselves and false tickets, so that splitting an incident
   over many tickets buys nothing. The delay counts windows from the moment at which enough evidence
-  existed, for kinds that begin abruptly.
+  existed, for kinds that begin abruptly; the grace, for which every window waits, can be taken off.
+- The forest's share is apart: its tickets, how many of them are false, and the measures without it.
 
 Not here: traffic (simulate.py), files and times as text (the caller's).
 """
@@ -40,6 +41,9 @@ ABRUPT = frozenset(
         "flapping",
     }
 )
+JOINT = "joint"
+"""Kind of what the forest alone raised."""
+
 _AFTER_S = 900.0
 _MERGE_S = 1800.0
 _FALSE_S = 7200.0
@@ -61,26 +65,38 @@ class Flag:
 
 @dataclass(slots=True)
 class KindMeasures:
-    """How incidents of one kind were seen."""
+    """How incidents of one kind were seen; ``lateness`` is windows from the evidence to being raised."""
 
     incidents: int = 0
     detected: int = 0
-    delays: list[float] = field(default_factory=list)  # windows
+    lateness: list[float] = field(default_factory=list)  # negative before enough evidence
+
+    @property
+    def recall(self) -> float:
+        """Detected incidents over all."""
+        return self.detected / self.incidents
+
+    def delay(self, share: float, *, grace_s: float = 0.0, window_s: float = 300.0) -> float | None:
+        """Return the delay, in windows, within which such a share of the detected was found, less the grace."""
+        return _delay(self.lateness, share, grace_s / window_s)
 
 
 @dataclass(slots=True)
 class Measures:
     """What a run of flags is worth; shares are 0…1, None where nothing can be said."""
 
+    window_s: float
     incidents: int
     detected: int
     tickets: int
     false_tickets: int
     task_days: float
-    delays: list[float]  # of abrupt kinds, windows
+    lateness: list[float]  # of abrupt kinds, windows; negative before enough evidence
     tickets_per_incident: float | None
     cascades_on_one_ticket: float | None
+    cascade_coverage: float | None  # share of a cascade's tasks that were flagged
     kinds: dict[str, KindMeasures]
+    variants: dict[str, KindMeasures]  # by kind/variant, where the truth tells them apart
     missed: list[str]
     false_near: dict[str, int]  # quiet trap → false tickets beside it
     forest_tickets: int  # opened by the forest alone
@@ -107,10 +123,19 @@ class Measures:
         """False tickets for each task and day that was judged."""
         return self.false_tickets / self.task_days if self.task_days else 0.0
 
-    def delay(self, share: float) -> float | None:
-        """Return the delay, in windows, within which such a share of the detected was found."""
-        ordered = sorted(self.delays)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+    def delay(self, share: float, *, grace_s: float = 0.0) -> float | None:
+        """Return the delay, in windows, within which such a share of the detected was found, less the grace."""
+        return _delay(self.lateness, share, grace_s / self.window_s)
+
+
+def _delay(lateness: Iterable[float], share: float, less: float) -> float | None:
+    ordered = sorted(max(0.0, late - less) for late in lateness)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+def without_forest(flags: Iterable[Flag]) -> list[Flag]:
+    """Return the flags that would be there without the forest."""
+    return [flag for flag in flags if flag.kind != JOINT]
 
 
 def measure(truth: Mapping[str, Any], flags: Iterable[Flag]) -> Measures:
@@ -123,7 +148,9 @@ def measure(truth: Mapping[str, Any], flags: Iterable[Flag]) -> Measures:
             of_task[task].append(incident)
     first: dict[str, float] = {}
     tickets_of: dict[str, int] = defaultdict(int)
+    covered: dict[str, set[str]] = defaultdict(set)
     false: list[list[Flag]] = []
+    near: dict[str, int] = defaultdict(int)
     total = forest = 0
     for ticket in _tickets(flag for flag in flags if flag.detected >= begin):
         hits = set()
@@ -135,44 +162,54 @@ def measure(truth: Mapping[str, Any], flags: Iterable[Flag]) -> Measures:
                         is_near_unscored = True
                         continue
                     hits.add(incident["id"])
+                    covered[incident["id"]].add(flag.task)
                     first[incident["id"]] = min(flag.detected, first.get(incident["id"], math.inf))
-        is_forest = ticket[0].kind == "joint"
+        is_forest = ticket[0].kind == JOINT
         if hits:
             total, forest = total + 1, forest + is_forest
             for id in hits:
                 tickets_of[id] += 1
             far = [flag for flag in ticket if not any(_is_near(flag, one, window_s) for one in of_task[flag.task])]
-            false += _joined(far)
+            far_tickets = _joined(far)
+            total += len(far_tickets)
+            false += far_tickets
         elif not is_near_unscored:
             total, forest = total + 1, forest + is_forest
             false.append(ticket)
+            for name in {trap["kind"] for trap in truth["benign"] if _touches(ticket, trap)} or {"none"}:
+                near[name] += 1
     scored = [incident for incident in incidents if incident["scored"]]
     kinds: dict[str, KindMeasures] = defaultdict(KindMeasures)
+    variants: dict[str, KindMeasures] = defaultdict(KindMeasures)
     for incident in scored:
-        kind = kinds[incident["kind"]]
-        kind.incidents += 1
-        if incident["id"] in first:
-            kind.detected += 1
-            kind.delays.append(max(0.0, first[incident["id"]] - incident["evidence_at"]) / window_s)
-    near: dict[str, int] = defaultdict(int)
-    for ticket in false:
-        for name in {trap["kind"] for trap in truth["benign"] if _touches(ticket, trap)} or {"none"}:
-            near[name] += 1
-    cascades = [one["id"] for one in scored if one["kind"] == "cascade" and one["id"] in first]
+        name = incident["kind"]
+        for kind in (kinds[name], variants[f"{name}/{incident['variant']}"] if incident.get("variant") else None):
+            if kind is None:
+                continue
+            kind.incidents += 1
+            if incident["id"] in first:
+                kind.detected += 1
+                kind.lateness.append((first[incident["id"]] - incident["evidence_at"]) / window_s)
+    cascades = [one for one in scored if one["kind"] == "cascade" and one["id"] in first]
     return Measures(
+        window_s=window_s,
         incidents=len(scored),
         detected=len(first),
         tickets=total,
         false_tickets=sum(_weight(ticket, begin) for ticket in false),
         task_days=sum((end - max(begin, task["cold_start"] or 0)) / 86_400 for task in truth["tasks"]),
-        delays=[delay for name, kind in kinds.items() if name in ABRUPT for delay in kind.delays],
+        lateness=[late for name, kind in kinds.items() if name in ABRUPT for late in kind.lateness],
         tickets_per_incident=sum(tickets_of.values()) / len(first) if first else None,
-        cascades_on_one_ticket=statistics.fmean(tickets_of[id] == 1 for id in cascades) if cascades else None,
+        cascades_on_one_ticket=statistics.fmean(tickets_of[one["id"]] == 1 for one in cascades) if cascades else None,
+        cascade_coverage=statistics.fmean(len(covered[one["id"]]) / len(one["tasks"]) for one in cascades)
+        if cascades
+        else None,
         kinds=dict(sorted(kinds.items())),
+        variants=dict(sorted(variants.items())),
         missed=[one["id"] for one in scored if one["id"] not in first],
         false_near=dict(near),
         forest_tickets=forest,
-        forest_false=sum(ticket[0].kind == "joint" for ticket in false),
+        forest_false=sum(ticket[0].kind == JOINT for ticket in false),
     )
 
 

@@ -933,20 +933,42 @@ def backtest(
 @app.command()
 def simulate(
     directory: Annotated[Path, typer.Argument(help="Where logs.ndjson.gz and truth.json go.", show_default=False)],
-    preset: Annotated[str, typer.Option(help="small, standard, hard, quiet or wobble.")] = "standard",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="standard (25 tasks, 14 days), hard (43 tasks, 14 of them sparse), quiet (no incident, every trap), "
+            "small (12 tasks, 8 days) or wobble (tasks that are never steady)."
+        ),
+    ] = "standard",
     seed: Annotated[int, typer.Option(help="The same seed gives the same records.", min=0)] = 1,
-    pool: Annotated[str, typer.Option(help="Which error messages: a or b.")] = "a",
+    messages: Annotated[
+        str, typer.Option("--messages", help="Which messages: a or b; what works on one alone has learned words.")
+    ] = "a",
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="KIND", help="Leave a kind of incident out; repeatable.")
+    ] = None,
 ) -> None:
     """Make up traffic with known incidents and quiet traps, to judge detection by.
 
-    Example: `logsvc simulate sim --seed 3`, `logsvc backtest sim/logs.ndjson.gz --output flags.json`,
+    Writes DIRECTORY/logs.ndjson.gz, by time of arrival, and DIRECTORY/truth.json.
+
+    Incidents: error bursts (known, mixed, since a release; at night), errors never seen, one customer
+    or host that fails, more warnings, slow durations (all, or the tail), silence, batches that do not
+    come, errors that grow for hours or days, cascades, flapping.
+
+    Traps, on which any ticket is false: deployments, restarts, load spikes, holidays and weekends,
+    nightly batches with their usual errors, DEBUG switched on, blips of two to four failures, odd
+    warnings and runs, late records, clock skew, new customers and tasks, durations that wobble.
+
+    To evaluate your own settings:
+    `logsvc simulate sim --seed 3`, `logsvc backtest sim/logs.ndjson.gz --output flags.json`,
     `logsvc evaluate flags.json --truth sim/truth.json`
     """
     from logsvc import detection
     from logsvc.backtest import write_records
 
     with _explained():
-        records, truth = detection.simulate(preset, seed, pool)
+        records, truth = detection.simulate(preset, seed, messages, without or ())
         try:
             directory.mkdir(parents=True, exist_ok=True)
             n = write_records(directory / "logs.ndjson.gz", records)
@@ -961,20 +983,40 @@ def simulate(
 def evaluate(
     flags: Annotated[Path, typer.Argument(help="As `backtest --output` writes it.", show_default=False)],
     truth: Annotated[Path, typer.Option("--truth", help="What really happened.", show_default=False)],
+    grace: Annotated[
+        str, typer.Option(help="What every window waits, as LOGSVC_GRACE; taken off the delays. 0s leaves them whole.")
+    ] = "60s",
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Say how well detection did where the truth is known: recall, false tickets, delay, by kind."""
+    """Say how well detection did where the truth is known: recall, false tickets, delay, by kind.
+
+    `--truth` is what `simulate` wrote, or your own: a JSON object with `window_s`, `eval_start` and
+    `t_end` (seconds since 1970), `tasks` (each with `name` and `cold_start`, or null), `benign` (may
+    be empty) and `incidents`, each with `id`, `kind`, `tasks`, `start`, `end`, `scored` and
+    `evidence_at`, the moment from which its records proved it.
+
+    A ticket that hits no incident is false, and counts once for every two hours it stays open.
+
+    Example: `logsvc evaluate flags.json --truth sim/truth.json`
+    """
     import dataclasses
 
     from logsvc import detection
+    from logsvc.timestamps import parse_duration
 
     with _explained():
-        measures = detection.evaluate(_read_json(truth, dict), _read_json(flags, list))
+        grace_s = parse_duration(grace).total_seconds()
+        known, found = _read_json(truth, dict), _read_json(flags, list)
+        measures = detection.evaluate(known, found)
+        no_forest = detection.evaluate(known, found, with_forest=False)
         if output is Output.JSON:
             rates = {name: getattr(measures, name) for name in ("precision", "recall", "f1", "false_per_task_day")}
-            _print_json({**dataclasses.asdict(measures), **rates})
+            delays = {
+                f"delay_{name}": measures.delay(q, grace_s=grace_s) for name, q in (("median", 0.5), ("p90", 0.9))
+            }
+            _print_json({**dataclasses.asdict(measures), **rates, **delays, "f1_without_forest": no_forest.f1})
             return
-        for shown in terminal.measures_view(measures):
+        for shown in terminal.measures_view(measures, no_forest, grace_s):
             terminal.console().print(shown, highlight=False)
 
 

@@ -886,22 +886,35 @@ def _failing_releases(incident: Incident) -> list[str]:
 # Evaluation ----------------------------------------------------------------------------------------------------------
 
 
-def simulate(preset: str, seed: int, pool: str) -> tuple[Iterable[dict[str, Any]], dict[str, Any]]:
+def simulate(
+    preset: str, seed: int, messages: str, without: Iterable[str] = ()
+) -> tuple[Iterable[dict[str, Any]], dict[str, Any]]:
     """Return made-up records, by arrival, and the truth about the incidents in them.
 
+    ``without`` are kinds of incidents that are left out.
+
     Raises:
-        BadInput: If there is no such preset or pool.
+        BadInput: If there is no such preset, pool of messages or kind.
     """
-    if preset not in simulation.PRESETS:
-        raise BadInput(f"no preset {preset!r}; expected one of {', '.join(simulation.PRESETS)}")
-    if pool not in simulation.POOLS:
-        raise BadInput(f"no pool of messages {pool!r}; expected one of {', '.join(simulation.POOLS)}")
-    made = simulation.Simulation(preset, seed, pool=pool)
-    return made.records(), made.truth
+    asked: list[tuple[str, str, Mapping[str, object]]] = [
+        ("preset", preset, simulation.PRESETS),
+        ("pool of messages", messages, simulation.POOLS),
+        *(("kind of incident", kind, simulation.INCIDENTS) for kind in without),
+    ]
+    for what, name, known in asked:
+        if name not in known:
+            raise BadInput(f"no {what} {name!r}; expected one of {', '.join(known)}")
+    chosen = simulation.PRESETS[preset]
+    for kind in without:
+        chosen = chosen.without(kind)
+    made = simulation.Simulation(chosen, seed, pool=messages)
+    return made.records(), made.truth | {"preset": preset}
 
 
-def evaluate(truth: Mapping[str, Any], flags: Iterable[Mapping[str, Any]]) -> evaluation.Measures:
-    """Return how well flags, as ``backtest`` writes them, match the truth.
+def evaluate(
+    truth: Mapping[str, Any], flags: Iterable[Mapping[str, Any]], *, with_forest: bool = True
+) -> evaluation.Measures:
+    """Return how well flags, as ``backtest`` writes them, match the truth; on request without the forest's.
 
     Raises:
         BadInput: If a field is missing or a time cannot be read.
@@ -919,7 +932,7 @@ def evaluate(truth: Mapping[str, Any], flags: Iterable[Mapping[str, Any]]) -> ev
             )
             for flag in flags
         ]
-        return evaluation.measure(truth, read)
+        return evaluation.measure(truth, read if with_forest else evaluation.without_forest(read))
     except (KeyError, TypeError, AttributeError) as exc:
         raise BadInput(f"neither truth nor flags of the expected form: {type(exc).__name__} {exc}") from exc
 

@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
-from statistics import median
 from typing import Any
 
 from rich import box
@@ -240,29 +239,40 @@ def backtest_table(tickets: Sequence[Mapping[str, Any]]) -> _Table:
     return table("Tickets it would have opened (UTC)", ("Opened", "Kind", "Score", "What"), rows)
 
 
-def measures_view(measures: Any) -> Iterator[str | _Table]:
-    """Yield what ``evaluate`` says, ``measures`` being those of ``detectors.evaluate``."""
-    yield (
-        f"{measures.detected} of {measures.incidents} incidents detected, {measures.tickets} tickets, "
-        f"{measures.false_tickets} false\n"
-        f"precision {measures.precision:.3f}, recall {measures.recall:.3f}, F1 {measures.f1:.3f}\n"
-        f"{measures.false_per_task_day:.4f} false tickets per task and day over {measures.task_days:.1f} task-days"
-    )
-    if measures.delays:
-        yield (
-            f"delay in windows after the evidence: median {measures.delay(0.5):.2f}, "
-            f"90th percentile {measures.delay(0.9):.2f}"
-        )
-    if measures.tickets_per_incident is not None:
-        one = "none" if measures.cascades_on_one_ticket is None else f"{measures.cascades_on_one_ticket:.2f}"
-        yield f"{measures.tickets_per_incident:.2f} tickets an incident; share of cascades on one ticket: {one}"
-    yield f"only the forest opened {measures.forest_tickets} tickets, {measures.forest_false} of them false"
+def measures_view(measures: Any, no_forest: Any, grace_s: float) -> Iterator[str | _Table]:
+    """Yield what ``evaluate`` says; both measures are those of ``detectors.evaluate``."""
     rows = [
-        (name, f"{kind.detected}/{kind.incidents}", f"{median(kind.delays):.2f}" if kind.delays else "")
-        for name, kind in measures.kinds.items()
+        ("incidents detected", f"{measures.detected} of {measures.incidents}"),
+        ("false tickets", f"{measures.false_tickets} of {measures.tickets} tickets"),
+        ("  a task and day", f"{measures.false_per_task_day:.4f} over {measures.task_days:.1f} task-days"),
+        ("precision", f"{measures.precision:.3f}"),
+        ("recall", f"{measures.recall:.3f}"),
+        ("F1", f"{measures.f1:.3f}"),
+        ("  without the forest", f"{no_forest.f1:.3f}"),
+        ("opened by the forest alone", f"{measures.forest_tickets}, {measures.forest_false} of them false"),
     ]
-    if rows:
-        yield table(None, ("Kind", "Detected", "Delay"), rows)
+    if measures.lateness:
+        delays = [f"{measures.delay(share, grace_s=grace_s):.2f}" for share in (0.5, 0.9)]
+        rows.append(("delay, median / 90th percentile", f"{delays[0]} / {delays[1]} windows after the evidence"))
+    if measures.tickets_per_incident is not None:
+        rows.append(("tickets an incident", f"{measures.tickets_per_incident:.3f}"))
+    if measures.cascades_on_one_ticket is not None:
+        share, coverage = measures.cascades_on_one_ticket, measures.cascade_coverage
+        rows.append(("cascades on one ticket", f"{share:.2f}, with {coverage:.2f} of their tasks"))
+    yield table(None, ("Measure", "Value"), rows)
+    kinds = {**measures.kinds, **measures.variants}
+    if kinds:
+        shown = [
+            (
+                f"  {name.partition('/')[2]}" if "/" in name else name,
+                f"{kinds[name].detected}/{kinds[name].incidents}",
+                ""
+                if (delay := kinds[name].delay(0.5, grace_s=grace_s, window_s=measures.window_s)) is None
+                else f"{delay:.2f}",
+            )
+            for name in sorted(kinds)
+        ]
+        yield table(None, ("Kind", "Detected", "Median delay"), shown)
     if measures.missed:
         yield f"missed: {', '.join(measures.missed)}"
     if measures.false_near:
