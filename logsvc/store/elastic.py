@@ -86,6 +86,7 @@ MAX_DATE_US = 2**63 // 1_000
 """``date_nanos`` ends in April 2262; comparisons beyond are answered without asking the server."""
 
 MAX_BULK_BYTES = 5 * 1024 * 1024
+_BULK_TRIES = 8  # of what was not taken, as long as some was
 MAX_NAMED_DAYS = 40
 """Searches over more days than this name the alias instead of the indices."""
 TOP_VALUES = 100
@@ -679,7 +680,7 @@ class ElasticStore:
             return self._day_index(day - 1)  # Without a time of its own it has that of its arrival.
         return None
 
-    def _bulk(self, lines: Sequence[tuple[str, bytes, Entry]]) -> _Outcome:
+    def _bulk(self, lines: Sequence[tuple[str, bytes, Entry]], tries: int = _BULK_TRIES) -> _Outcome:
         body = b"".join(
             b'{"create":{"_index":"%b","_id":"%b"}}\n%b\n' % (index.encode(), entry.id.encode(), document)
             for index, document, entry in lines
@@ -705,7 +706,10 @@ class ElasticStore:
         if len(items) != len(lines):
             raise StoreUnavailable(f"the store answered {len(items)} of {len(lines)} documents")
         outcome = _Outcome()
-        for (index, _, entry), item in zip(lines, items, strict=True):
+        again: list[tuple[str, bytes, Entry]] = []
+        reason = ""
+        for line, item in zip(lines, items, strict=True):
+            index, _, entry = line
             done = item.create
             if done.status < 300:
                 outcome.appended += 1
@@ -714,10 +718,21 @@ class ElasticStore:
             elif done.status == 400 and done.error is not None and done.error.type in _PERMANENT:
                 outcome.refused.append(Refusal(entry, _described(done.error)))
             else:
+                reason = f"the store did not take a record: {done.status} {_described(done.error)}"
                 if done.status == 404:
                     self._forget(index)
-                raise StoreUnavailable(f"the store did not take a record: {done.status} {_described(done.error)}")
-        return outcome
+                    raise StoreUnavailable(reason)
+                again.append(line)
+        if not again:
+            return outcome
+        # A server with too much to do refuses some. What it took is not sent again, or a large batch would never
+        # be taken whole; one that takes nothing is left alone for a while.
+        if len(again) == len(lines) or tries == 1:
+            raise StoreUnavailable(reason)
+        rest = self._bulk(again, tries - 1)
+        return _Outcome(
+            outcome.appended + rest.appended, outcome.refused + rest.refused, outcome.conflicts + rest.conflicts
+        )
 
     def _stored_seqs(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """Return the sequence of each stored document; searchable or not, for this reads by id."""

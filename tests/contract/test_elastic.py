@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import urllib.request
 import uuid
@@ -17,6 +18,7 @@ from logsvc.errors import StoreUnavailable
 from logsvc.query import And, MatchAll, Node, Not, Or, Term, Words
 from logsvc.store import AppendResult, Position, Span, elastic
 from logsvc.store.elastic import MAX_NAMED_DAYS, ElasticStore
+from tests.soak.proxy import Mode, Proxy
 from tests.support.elasticsearch import drop_indices
 from tests.support.records import DAY_US, T0, make_entry
 
@@ -125,6 +127,23 @@ def test_an_interrupted_append_is_completed_by_the_next(open_store: OpenStore) -
     open_store().append(entries[:4])
     result = open_store().append(entries)
     assert (result.appended, result.skipped, result.duplicates) == (6, 4, 0)
+
+
+def test_what_a_busy_server_took_of_a_batch_is_not_sent_again(elasticsearch_url: str, prefix: str) -> None:
+    proxy = Proxy(elasticsearch_url, random.Random(1))
+    store = ElasticStore(proxy.url, prefix=prefix)
+    try:
+        store.append([make_entry(1)])
+        # Of each record that it is sent, the server refuses every second one, so the whole is never taken at once.
+        with proxy.broken(Mode.HALF):
+            result = store.append([make_entry(seq) for seq in range(2, 302)])
+            assert proxy.spoilt[Mode.HALF] > 0
+        assert result.appended + result.skipped == 300
+        store.refresh()
+        assert store.count("default", ALL) == 301
+    finally:
+        store.close()
+        proxy.close()
 
 
 def test_indices_are_reindexed_while_they_are_searched_and_written_without_gap_or_double(
