@@ -727,6 +727,7 @@ def work(pipe: Connection) -> None:
         except (EOFError, OSError):
             return
         answer: object = None
+        is_done = True
         cutoff_us = None
         try:
             match command:
@@ -746,10 +747,12 @@ def work(pipe: Connection) -> None:
                     answer = judgements, judge.memory(), judge.model_version, judge.judged - before
         except Exception as exc:  # noqa: BLE001 - told to the other end, which starts over
             judges.pop(tenant, None)
-            pipe.send((False, f"{type(exc).__name__}: {exc}"))
-            continue
-        pipe.send((True, answer))
-        if cutoff_us is not None:
+            is_done, answer = False, f"{type(exc).__name__}: {exc}"
+        try:
+            pipe.send((is_done, answer))
+        except OSError:
+            return  # whoever asked was killed meanwhile
+        if is_done and cutoff_us is not None:
             # After the answer, so that no window waits for the daily fit.
             judges[tenant].prepare()
 

@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 
 from detectors.base import DETECTOR_VERSION, NO_MODEL
-from logsvc.detection import Detection
+from logsvc.detection import Detection, work
 from logsvc.errors import StoreUnavailable
 from logsvc.query import Node, parse
 from logsvc.records import Entry
@@ -366,6 +367,13 @@ def test_tenants_are_judged_apart(bench: Bench) -> None:
     bench.go(NOW_US + 10_000_000)
     assert bench.state.wait_for_event("anomaly.opened").tenant == "other"
     assert {ticket.tenant for _, ticket in bench.state.events} == {"other"}
+
+
+def test_a_worker_whose_asker_was_killed_meanwhile_ends_without_a_word() -> None:
+    asker, worker = Pipe()
+    asker.send(("blind", "nobody"))
+    asker.close()
+    work(worker)
 
 
 def test_the_worker_ends_with_its_parent(bench: Bench) -> None:
