@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tests.soak.cells import CELLS, Cell
-from tests.soak.rig import Result, Rig, Unmountable
+from tests.soak.rig import Ended, Result, Rig, Unmountable
 from tests.support.elasticsearch import Unobtainable, server
 
 console = Console(width=None if sys.stdout.isatty() else 140)
@@ -26,7 +26,8 @@ def main() -> int:
     """Run what the command line names; return 0 if every cell was well."""
     arguments = _parse()
     # An end from outside is one in order: nothing stays mounted, nothing goes on running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _end)
     if arguments.list:
         _list()
         return 0
@@ -57,14 +58,14 @@ def main() -> int:
 
         def lane(of: str) -> None:
             for cell, store in chosen:
-                if store == of:
+                if store == of and not _is_ending.is_set():
                     result = _run(cell, store, f"{seed}-{cell.name}-{store}", arguments.short, url)
                     results.append((cell, store, result))
                     _tell(cell, store, result)
 
-        # The stores side by side: much of a cell is waiting. Of daemons, so that an end from outside is one.
+        # The stores side by side: much of a cell is waiting.
         lanes = [threading.Thread(target=lane, args=(of,), daemon=True) for of in ("embedded", "elastic")]
-        stack.callback(_close_all)
+        stack.callback(_end_all, lanes)
         for thread in lanes:
             thread.start()
         for thread in lanes:
@@ -79,6 +80,13 @@ def main() -> int:
             f"make soak ARGS='{again}{short} --seed {seed}'"
         )
     return 1 if failed else 0
+
+
+def _end(number: int, _frame: object) -> None:
+    # Once: another one would interrupt what tidies up.
+    for handled in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(handled, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _parse() -> argparse.Namespace:
@@ -105,7 +113,11 @@ def _run(cell: Cell, store: str, seed: str, is_short: bool, url: str) -> Result:
     rig = Rig(store, seed, is_short=is_short, budget_s=cell.budget_s * 2, elastic_url=url)
     _open.append(rig)
     try:
+        if _is_ending.is_set():
+            raise Ended
         cell.run(rig)
+    except Ended:
+        rig.result.problems.append("ended from outside")
     except Unmountable as exc:
         rig.result.problems.append(f"not run: {exc}")
     except AssertionError as exc:
@@ -120,13 +132,18 @@ def _run(cell: Cell, store: str, seed: str, is_short: bool, url: str) -> Result:
 
 
 _open: list[Rig] = []
+_is_ending = threading.Event()
+_END_S = 60.0
 
 
-def _close_all() -> None:
-    """End what still runs because this program is told to end."""
-    for rig in _open:
-        rig.result.problems.append("ended from outside")
-        rig.close()
+def _end_all(lanes: list[threading.Thread]) -> None:
+    """Let each cell that still runs close what it has started."""
+    _is_ending.set()
+    for rig in _open.copy():
+        rig.end()
+    for lane in lanes:
+        if lane.ident is not None:
+            lane.join(_END_S)
 
 
 def _where(exc: BaseException) -> str:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -28,12 +28,23 @@ class Cluster:
 
     @classmethod
     @contextlib.contextmanager
-    def running(cls, directory: Path) -> Iterator[Cluster]:
-        """Run the nodes for the block, stopping each of them afterwards."""
+    def running(cls, kill_at_end: Callable[[Callable[[], None]], None]) -> Iterator[Cluster]:
+        """Run the nodes for the block, stopping each of them afterwards.
+
+        Args:
+            kill_at_end: Gets what kills them all, for whoever must not wait until they have started.
+        """
         # Beside the system's temporary files: the server's user must be able to reach it.
         root = Path(tempfile.mkdtemp(prefix="logsvc-soak-nodes-"))
         root.chmod(0o755)
         launchers: list[subprocess.Popen[bytes]] = []
+
+        def kill() -> None:
+            for launcher in launchers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(launcher.pid, signal.SIGKILL)
+
+        kill_at_end(kill)
         try:
             started = elasticsearch.start_cluster(root, NODES, JAVA_OPTIONS, launchers)
             yield cls(launchers, started)

@@ -28,6 +28,11 @@ from tests.support.service import ServiceProcess
 
 _migrating = threading.Lock()  # alembic keeps its state in a module, and two cells run side by side
 
+
+class Ended(Exception):
+    """The matrix is told to end; what the cell has started it closes on its way out."""
+
+
 MAX_MEMORY_BYTES = 500_000_000
 SETTLE_S = 120.0
 NUMBERED = "labels.n:*"
@@ -89,6 +94,9 @@ class Rig:
         self.service = ServiceProcess(self.directory, **environ)
         self._stack.callback(self.service.close)
         self._is_over = threading.Event()
+        self._is_ended = threading.Event()
+        self._starting = threading.Lock()
+        self._to_kill: list[Callable[[], None]] = []
         self._watcher = threading.Thread(target=self._watch_memory, daemon=True)
         self._watcher.start()
 
@@ -105,13 +113,36 @@ class Rig:
         if "Authorization" not in self.service.http.headers:
             with _migrating:
                 self.service.use(self.service.make_key())
-        self.service.start(is_ready=False, **environ)
+        self.launch(**environ)
+        self.service.await_answer("/healthz")
         if load and self._load is None:
             self._load = Load(self.service.url, self._key, self.rng, senders=senders, pause_s=pause_s)
 
     def launch(self, **environ: str) -> None:
         """Start the service and wait for nothing."""
-        self.service.launch(**environ)
+        with self._starting:
+            self._check_ended()
+            self.service.launch(**environ)
+
+    def end(self) -> None:
+        """Have the cell's thread find nothing that it could wait for, from another thread: it unwinds, with ``Ended``."""
+        with self._starting:
+            self._is_ended.set()
+            process = self.service.process
+            for kill in self._to_kill:
+                kill()
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+    def kill_at_end(self, kill: Callable[[], None]) -> None:
+        """Call ``kill`` if the cell is told to end, so that nobody waits for what it ends."""
+        with self._starting:
+            self._to_kill.append(kill)
+
+    def _check_ended(self) -> None:
+        if self._is_ended.is_set():
+            raise Ended
 
     def kill(self) -> None:
         """kill -9."""
@@ -120,8 +151,9 @@ class Rig:
 
     def run(self, seconds: float) -> None:
         """Let things go on for so long under load."""
-        # The load is what goes on meanwhile; there is no event to wait for.
-        time.sleep(seconds)
+        # The load is what goes on meanwhile; there is no event to wait for but the end.
+        self._is_ended.wait(seconds)
+        self._check_ended()
 
     def more(self, records: int = 500) -> None:
         """Wait until so many further records were acknowledged."""
@@ -131,8 +163,9 @@ class Rig:
     def wait(self, what: str, is_true: Callable[[], object], every_s: float = 0.1) -> None:
         """Wait until something is true; the cell's budget ends it."""
         while not is_true():
+            self._check_ended()
             assert time.monotonic() < self._deadline, f"waited in vain for {what}"
-            time.sleep(every_s)
+            self._is_ended.wait(every_s)
 
     @property
     def ledger(self) -> Ledger:
@@ -324,7 +357,7 @@ class Rig:
             with contextlib.suppress(AssertionError):
                 self._load.stop()
         self._stack.close()
-        if self.result.problems:
+        if self.result.problems and not self._is_ended.is_set():
             self.result.notes.append(f"kept: {self.directory}")
         else:
             shutil.rmtree(self.directory, ignore_errors=True)

@@ -78,9 +78,12 @@ class ServiceProcess:
     def start(self, *, is_ready: bool = True, **environ: str) -> ServiceProcess:
         """Start the service and wait until it answers (until it is ready, unless told otherwise)."""
         self.launch(**environ)
-        path = "/readyz" if is_ready else "/healthz"
-        self.wait(f"{path} to answer 200", lambda: self._answers(path), START_TIMEOUT_S)
+        self.await_answer("/readyz" if is_ready else "/healthz")
         return self
+
+    def await_answer(self, path: str) -> None:
+        """Wait until a service that was launched answers 200 there."""
+        self.wait(f"{path} to answer 200", lambda: self._answers(path), START_TIMEOUT_S)
 
     def launch(self, **environ: str) -> None:
         """Start the process and wait for nothing."""
