@@ -94,7 +94,7 @@ class Baseline:
     first_block: int
     decay: FloatArray
     numbers: FloatArray
-    pasts: dict[tuple[int, int], dict[int, float]] = field(default_factory=dict)
+    pasts: dict[tuple[int, int], FloatArray] = field(default_factory=dict)
 
 
 def learn(series: Series, until: int, grid: Grid) -> Baseline:

@@ -134,36 +134,39 @@ def evaluate(stretches: Sequence[Stretch], width: int, grid: Grid) -> Evaluation
     counts = np.zeros((shape[1], len(Row), LOOK_BACK + width), np.int64)
     for index, (series, _, low, _) in enumerate(stretches):
         series.copy_part(low - LOOK_BACK, low + width, counts[index])
-    totals = counts.sum(axis=2)
-    sums = _sums_of(counts)
+    cumulative = _cumulated(counts)
+    sums = _sums_of(cumulative)
+    # What each window can see of each row: a channel is asked only where that is enough.
+    totals = cumulative[:, :, LOOK_BACK + 1 :] - cumulative[:, :, :width]
     numbers = np.array([stretch.base.numbers for stretch in stretches]).T
-    failing = np.flatnonzero(totals[:, Row.ERRORS] >= 2)
+    fails = totals[:, Row.ERRORS] >= 2
+    failing = np.flatnonzero(fails.any(axis=1))
     if failing.size:
         _errors(out, failing, sums, numbers)
         for index in failing.tolist():
             if stretches[index].base.is_learning:
                 _plain(out.plain[index], stretches[index].base, counts[index], grid)
-        repeated = failing[totals[failing, Row.ERRORS] >= _MIN_NEW]
+        repeated = failing[(totals[failing, Row.ERRORS] >= _MIN_NEW).any(axis=1)]
         if repeated.size:
             _templates(out, repeated, counts, sums)
             _customers(out, repeated, sums, width)
-        _trends(out, failing, numbers, width)
-    warned = np.flatnonzero(totals[:, Row.WARNINGS] >= _MIN_WARNINGS)
+        _trends(out, failing, numbers, fails)
+    warns = totals[:, Row.WARNINGS] >= _MIN_WARNINGS
+    warned = np.flatnonzero(warns.any(axis=1))
     if warned.size:
-        _warnings(out, warned, sums, numbers)
-    timed = np.flatnonzero((totals[:, Row.DURATIONS] >= _MIN_DURATIONS) & (numbers[Number.LATENCY_COUNT] > 0))
+        _warnings(out, warned, sums, numbers, warns)
+    is_timed = (totals[:, Row.DURATIONS] >= _MIN_DURATIONS) & (numbers[Number.LATENCY_COUNT] > 0)[:, None]
+    timed = np.flatnonzero(is_timed.any(axis=1))
     if timed.size:
-        _latency(out, timed, sums, numbers)
+        _latency(out, timed, sums, numbers, is_timed)
     return out
 
 
-def _sums_of(counts: IntArray) -> FloatArray:
+def _sums_of(cumulative: FloatArray) -> FloatArray:
     """Return the sums over ``ERROR_WINDOWS`` windows up to each judged, shape (row, scale, unit, window).
 
-    ``counts`` has the shape (unit, row, step).
+    ``cumulative`` has the shape (unit, row, step); see ``_cumulated``.
     """
-    cumulative = np.zeros((*counts.shape[:-1], counts.shape[-1] + 1))
-    np.cumsum(counts, axis=-1, out=cumulative[..., 1:])
     ends = np.arange(LOOK_BACK + 1, cumulative.shape[-1])
     starts = ends - STEPS_PER_WINDOW * np.array(ERROR_WINDOWS)[:, None]
     sums = cumulative[:, :, None, LOOK_BACK + 1 :] - cumulative[:, :, starts]
@@ -220,14 +223,15 @@ def _plain(plain: BoolArray, base: Baseline, counts: IntArray, grid: Grid) -> No
         plain |= (k >= _PLAIN_ERRORS) & (share | contrast)
 
 
-def _warnings(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArray) -> None:
+def _warnings(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArray, where: BoolArray) -> None:
     n, k = sums[Row.RECORDS, _LONG][:, at], sums[Row.WARNINGS, _LONG][:, at]
     expected, dispersion = _rates(numbers, Number.WARNINGS, at, LONG_WINDOWS, n)
     s = _surprise_where(k >= _MIN_WARNINGS / 2, k, expected, dispersion)
-    out._keep(2, at, LONG_WINDOWS, np.where(k >= _MIN_WARNINGS, s, np.minimum(s, 2.0)), k, expected)
+    s = np.where(k >= _MIN_WARNINGS, s, np.minimum(s, 2.0)) * where[at]
+    out._keep(2, at, LONG_WINDOWS, s, k, expected)
 
 
-def _latency(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArray) -> None:
+def _latency(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArray, where: BoolArray) -> None:
     n, total = sums[Row.DURATIONS, _LONG][:, at], sums[Row.DURATION_SUM, _LONG][:, at]
     first = Number.LATENCY
     mean, variance, window_variance, block_variance, count = numbers[first : first + 5, at][:, None, :, None]
@@ -237,7 +241,7 @@ def _latency(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArra
     z = shift / np.sqrt(between + variance * (1 / np.maximum(n, 1) + 1 / count))
     odd = (n >= _MIN_DURATIONS) & (shift > _MIN_SHIFT_BUCKETS)
     s = normal_surprise(z)
-    s = np.where(odd, s, np.minimum(s, 2.0) * (n > 0))
+    s = np.where(odd, s, np.minimum(s, 2.0) * (n > 0)) * where[at]
     out._keep(3, at, LONG_WINDOWS, s, shift + mean, np.broadcast_to(mean, n.shape))
 
 
@@ -245,49 +249,54 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
     """A known template surging, or one never seen for this unit: one formula, by its own past."""
     width = counts.shape[2] - LOOK_BACK
     hits: list[IntArray] = []
-    facts: list[tuple[int, str, bool, float, float, int, float]] = []
+    ids: list[tuple[int, str]] = []
+    facts: list[FloatArray] = []
     for index in at.tolist():
         series, base, low, _ = out.stretches[index]
+        table = series.templates
         begin = low - LOOK_BACK
+        begins = np.arange(begin, begin + width)
         kin = series.kin
         alike: dict[str, list[str]] = {}  # of each template, the fingerprints seen
-        fresh = -1
-        for ids in series.templates.busy_groups(begin, low + width, _MIN_NEW, kin):
-            mine = series.template_errors(ids, begin, low + width)
+        fresh: IntArray | None = None
+        for id, steps in table.recent(begin, low + width, _MIN_NEW, kin):
+            mine = np.minimum(steps, counts[index, Row.ERRORS])
             if mine.sum() < _MIN_NEW:
                 continue
             alike = alike or series.alike()
-            id = ids[0]
-            kindred = alike[kin.get(id, id)]
             # Known errors with new values are known: what is seen of one fingerprint is seen of its template.
-            past = sum(series.templates.past(one, begin, base, series.odd) for one in kindred)
+            kindred = alike[kin.get(id, id)]
+            past = table.past(kindred, range(begin, begin + width), base, series.odd)
             # Never seen before the hour that is looked at, whatever the decay left of it.
-            is_new = past == 0 and _first(series, kindred) >= begin - LOOK_BACK
-            if is_new and fresh < 0:
+            is_new = (past == 0) & (_first(series, kindred) >= begins - LOOK_BACK)
+            if is_new.any() and fresh is None:
                 # A unit that keeps making new templates (names that no mask catches) is not surprised by one more.
                 learned = series.first + 288 * STEPS_PER_WINDOW
-                fresh = sum(1 for some in alike.values() if learned <= _first(series, some) < begin)
-            events = past + 0.3 + (fresh if is_new else 0)
-            least = _MIN_NEW if is_new and base.is_established else _MIN_ERRORS
+                firsts = (_first(series, some) for some in alike.values())
+                fresh = np.searchsorted(sorted(first for first in firsts if first >= learned), begins)
+            events = past + 0.3 + (0 if fresh is None else is_new * fresh)
+            least = np.where(is_new & base.is_established, _MIN_NEW, _MIN_ERRORS)
             p = events / (base.records + 100)
-            facts.append((int(index), id, is_new, p, 1 / events + base.errors.slow_spread, least, 0 if is_new else 1))
+            ids.append((index, id))
+            facts.append(np.array([p, 1 / events + base.errors.slow_spread, least, is_new]))
             hits.append(mine)
     if not hits:
         return
-    units = np.array([fact[0] for fact in facts])
-    p, dispersion, least, penalty = np.array([fact[3:] for fact in facts]).T[:, None, :, None]
+    units = np.array([index for index, _ in ids])
+    # Each by template and window.
+    p, dispersion, least, is_new = np.stack(facts, axis=1)
     n = sums[Row.RECORDS, _LONG][:, units]
-    k = _sums_of(np.stack(hits)[:, None])[0, _LONG]
+    k = _sums_of(_cumulated(np.stack(hits)[:, None]))[0, _LONG]
     expected = p * n
     s = _surprise_where(k >= _MIN_NEW, k, expected, np.broadcast_to(dispersion, k.shape))
-    s = np.maximum(s - penalty * _KNOWN_PENALTY, 0)
+    s = np.maximum(s - (1 - is_new) * _KNOWN_PENALTY, 0)
     s = np.where((k >= least) & (k - expected >= least - 0.5), s, np.minimum(s, 2.0))
-    for place, (index, id, is_new, *_) in enumerate(facts):
+    for place, (index, id) in enumerate(ids):
         pick = slice(place, place + 1)
         better = out._keep(1, np.array([index]), LONG_WINDOWS, s[:, pick], k[:, pick], expected[:, pick])[0]
         if better.any():
             out.template[index, better] = len(out.ids)
-            out.is_new[index, better] = is_new
+            out.is_new[index, better] = is_new[place, better] > 0
             out.ids.append(id)
 
 
@@ -298,27 +307,35 @@ def _first(series: Series, ids: Iterable[str]) -> int:
 def _customers(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None:
     """One customer's errors against that customer's own: a failure that the aggregate hides."""
     hits: list[IntArray] = []
-    facts: list[tuple[int, str, float, float, float]] = []
+    ids: list[tuple[int, str]] = []
+    facts: list[FloatArray] = []
     for index in at.tolist():
         series, base, low = out.stretches[index][:3]
-        known = len(series.customers.first)
-        if base.is_learning or known <= _MIN_CUSTOMERS:
+        table = series.customers
+        if base.is_learning or len(table.first) <= _MIN_CUSTOMERS:
             continue
         begin = low - LOOK_BACK
-        for id in series.customers.busy(begin, low + width, _MIN_ERRORS):
-            events = series.customers.past(id, begin, base, series.odd) + 0.3
+        found = table.recent(begin, low + width, _MIN_ERRORS)
+        if not found:
+            continue
+        known = np.searchsorted(np.sort(np.array([*table.first.values()])), np.arange(low, low + width), side="right")
+        for id, steps in found:
+            events = table.past([id], range(begin, begin + width), base, series.odd) + 0.3
             # The strangest of many is strange by chance: a Bonferroni correction.
-            facts.append((index, id, events / (base.records + 100), 1 / events + base.errors.slow_spread, known))
-            hits.append(series.customers.part(id, begin, low + width))
+            facts.append(np.array([events / (base.records + 100), 1 / events + base.errors.slow_spread, known]))
+            ids.append((index, id))
+            hits.append(steps)
     if not hits:
         return
-    units = np.array([fact[0] for fact in facts])
-    p, dispersion, known_ones = np.array([fact[2:] for fact in facts]).T[:, None, :, None]
+    units = np.array([index for index, _ in ids])
+    # Each by customer and window.
+    p, dispersion, known_ones = np.stack(facts, axis=1)
     expected = p * sums[Row.RECORDS, _LONGEST][:, units]
-    k = _sums_of(np.stack(hits)[:, None])[0, _LONGEST]
-    s = _surprise_where(k >= _MIN_ERRORS, k, expected, np.broadcast_to(dispersion, k.shape))
-    s = np.maximum(s - np.log10(known_ones), 0)
-    for place, (index, id, *_) in enumerate(facts):
+    k = _sums_of(_cumulated(np.stack(hits)[:, None]))[0, _LONGEST]
+    enough = (k >= _MIN_ERRORS) & (known_ones > _MIN_CUSTOMERS)
+    s = _surprise_where(enough, k, expected, np.broadcast_to(dispersion, k.shape))
+    s = np.maximum(s - np.log10(np.maximum(known_ones, 1)), 0)
+    for place, (index, id) in enumerate(ids):
         pick = slice(place, place + 1)
         better = out._keep(_CUSTOMER, np.array([index]), CUSTOMER_WINDOWS, s[:, pick], k[:, pick], expected[:, pick])[0]
         if better.any():
@@ -326,13 +343,17 @@ def _customers(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> N
             out.ids.append(id)
 
 
-def _trends(out: Evaluation, at: IntArray, numbers: FloatArray, width: int) -> None:
-    """Errors that grow slowly, against a baseline that is half a day old; what was abrupt is left out."""
-    edges = [i for i in range(width) if (out.stretches[0].low + i) % STEPS_PER_WINDOW == STEPS_PER_WINDOW - 1]
+def _trends(out: Evaluation, at: IntArray, numbers: FloatArray, where: BoolArray) -> None:
+    """Errors that grow slowly, against a baseline that is half a day old; what was abrupt is left out.
+
+    Once a window is often enough: it is asked at each whole one's end.
+    """
+    width = where.shape[1]
     at = at[numbers[Number.TREND_RATE, at] > 0]
-    if len({stretch.low % STEPS_PER_WINDOW for stretch in out.stretches}) > 1:
-        edges = list(range(width))
-    if not at.size or not edges:
+    ending = (np.array([stretch.low + 1 for stretch in out.stretches])[:, None] + np.arange(width)) % STEPS_PER_WINDOW
+    where = (where & (ending == 0))[at]
+    edges = np.flatnonzero(where.any(axis=0)).tolist()
+    if not edges:
         return
     back = TREND_WINDOWS[-1] * STEPS_PER_WINDOW
     counts = np.zeros((len(at), 2, back + width))
@@ -349,7 +370,7 @@ def _trends(out: Evaluation, at: IntArray, numbers: FloatArray, width: int) -> N
     rate, doubt = numbers[[Number.TREND_RATE, Number.TREND_DOUBT]][:, None, at, None]
     by_time, spread = numbers[[Number.ERRORS + 4, Number.ERRORS + 3]][:, None, at, None]
     expected = rate * np.where(by_time > 0, lengths[:, :, None], n)
-    enough = (k >= _MIN_TREND) & (k >= 2 * expected)
+    enough = (k >= _MIN_TREND) & (k >= 2 * expected) & where[:, edges]
     s = np.zeros((len(TREND_WINDOWS), len(at), width))
     found = np.zeros((2, *s.shape))
     s[:, :, edges] = _surprise_where(enough, k, expected, np.broadcast_to(doubt + spread, k.shape))

@@ -12,7 +12,7 @@ Not here: what is normal (baseline.py), what is odd (signals.py).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +51,7 @@ _CENTRE = 200
 _ENTRY = struct.Struct("<IBI")
 """Of a ``Table``: number of the key, step within the block, records."""
 
-
-def _is_odd(odd: Odd, step: int) -> bool:
-    marks = odd.get(step // BLOCK_STEPS)
-    return marks is not None and bool(marks[step % BLOCK_STEPS])
+_ENTRIES = np.dtype([("number", "<u4"), ("offset", "u1"), ("n", "<u4")])
 
 
 class Sum(IntEnum):
@@ -121,51 +118,76 @@ class Table:
                 out[step - start] += n
         return out
 
-    def busy(self, start: int, end: int, least: int) -> list[str]:
-        """Return the keys with at least so many records in ``[start, end)``, sorted."""
-        return sorted(key for key, total in self._totals(start, end).items() if total >= least)
+    def recent(
+        self, start: int, end: int, least: int, kin: Mapping[str, str] | None = None
+    ) -> list[tuple[str, IntArray]]:
+        """Return groups of keys with at least so many records in ``[start, end)``, each with those in each step.
 
-    def busy_groups(self, start: int, end: int, least: int, kin: Mapping[str, str]) -> list[list[str]]:
-        """Return the groups of keys with at least so many records in ``[start, end)``; in each the busiest first.
-
-        ``kin`` has the group of a key; a key that is not in it is a group of its own.
+        ``kin`` has the group of a key; a key that is not in it is a group of its own. A group is named
+        by its busiest key, and they are sorted by that.
         """
-        groups: dict[str, list[tuple[int, str]]] = {}
-        for key, n in self._totals(start, end).items():
-            groups.setdefault(kin.get(key, key), []).append((-n, key))
-        found = [sorted(group) for group in groups.values() if -sum(n for n, _ in group) >= least]
-        return sorted([key for _, key in group] for group in found)
-
-    def _totals(self, start: int, end: int) -> dict[str, int]:
+        entries = list(self._entries(start, end))
         totals: dict[int, int] = {}
-        for number, _, n in self._entries(start, end):
+        for number, _, n in entries:
             totals[number] = totals.get(number, 0) + n
-        return {self._names[number]: total for number, total in totals.items()}
+        groups: dict[str, list[int]] = {}
+        for number in totals:
+            name = self._names[number]
+            groups.setdefault(name if kin is None else kin.get(name, name), []).append(number)
+        found: dict[int, IntArray] = {}  # by key
+        out: list[tuple[str, IntArray]] = []
+        for group in groups.values():
+            if sum(totals[number] for number in group) >= least:
+                steps: IntArray = np.zeros(end - start, np.int64)
+                found |= dict.fromkeys(group, steps)
+                _, name = min((-totals[number], self._names[number]) for number in group)
+                out.append((name, steps))
+        for number, step, n in entries if found else ():
+            if number in found:
+                found[number][step - start] += n
+        return sorted(out, key=lambda one: one[0])
 
-    def past(self, key: str, until: int, base: Baseline, odd: Odd) -> float:
-        """Return the decayed count of the key's clean records before ``until``."""
-        whole = min(until, base.until) // BLOCK_STEPS
+    def past(self, keys: Iterable[str], until: Sequence[int], base: Baseline, odd: Odd) -> FloatArray:
+        """Return the decayed count of the keys' clean records before each step of ``until``, which rise."""
+        whole = min(until[0], base.until) // BLOCK_STEPS
         known = base.pasts.get((id(self), whole))
         if known is None:
-            known = base.pasts[id(self), whole] = {}
-            for index, weight in enumerate(base.decay[: max(whole - base.first_block, 0)].tolist()):
-                for number, n in self._clean(base.first_block + index, odd).items():
-                    known[number] = known.get(number, 0.0) + weight * n
-        wanted = self._numbers[key]
-        kept = known.get(wanted, 0.0)
-        for number, step, n in self._entries(whole * BLOCK_STEPS, until):
-            if number == wanted and not _is_odd(odd, step):
-                kept += n
-        return kept
+            known = base.pasts[id(self), whole] = self._decayed(whole, base, odd)
+        numbers = [self._numbers[key] for key in keys]
+        kept = sum(float(known[number]) for number in numbers if number < len(known))
+        wanted = set(numbers)
+        low = whole * BLOCK_STEPS
+        since = np.zeros(until[-1] + 1 - low)
+        for number, step, n in self._entries(low, until[-1]):
+            if number in wanted:
+                marks = odd.get(step // BLOCK_STEPS)
+                if marks is None or not marks[step % BLOCK_STEPS]:
+                    since[step + 1 - low] += n
+        total: FloatArray = kept + np.cumsum(since)[np.array(until) - low]
+        return total
 
-    def _clean(self, block: int, odd: Odd) -> dict[int, int]:
-        """Return the clean records of a block by the key's number."""
-        totals: dict[int, int] = {}
-        marks = odd.get(block)
-        for number, offset, n in _ENTRY.iter_unpack(self._blocks.get(block, b"")):
-            if marks is None or not marks[offset]:
-                totals[number] = totals.get(number, 0) + n
-        return totals
+    def _decayed(self, whole: int, base: Baseline, odd: Odd) -> FloatArray:
+        """Return the decayed count of each key's clean records before the block ``whole``, by the key's number."""
+        blocks = sorted(block for block in self._blocks if base.first_block <= block < whole)
+        blocks = [block for block in blocks if block - base.first_block < len(base.decay)]
+        if not blocks:
+            return np.zeros(0)
+        entries = np.frombuffer(b"".join(self._blocks[block] for block in blocks), _ENTRIES)
+        sizes = [len(self._blocks[block]) // _ENTRY.size for block in blocks]
+        place = np.repeat(np.arange(len(blocks)), sizes)
+        marked = [(at, odd[block]) for at, block in enumerate(blocks) if block in odd]
+        if marked:
+            is_clean = np.ones((len(blocks), BLOCK_STEPS), np.bool_)
+            for at, marks in marked:
+                is_clean[at] = marks == 0
+            used = is_clean[place, entries["offset"]]
+            entries, place = entries[used], place[used]
+        # By key and block first, in whole numbers, then block by block: the order of arrival must not show.
+        cells, which = np.unique(entries["number"].astype(np.int64) * len(blocks) + place, return_inverse=True)
+        weights = base.decay[np.array(blocks) - base.first_block][cells % len(blocks)]
+        sums = np.bincount(which, entries["n"], len(cells))
+        found: FloatArray = np.bincount(cells // len(blocks), weights * sums, len(self._names)).astype(np.float64)
+        return found
 
     def trim(self, before: int) -> None:
         """Forget everything before the step ``before``."""

@@ -7,12 +7,17 @@ import random
 import numpy as np
 import pytest
 
+from detectors.base import BLOCK_STEPS, DAY_US
+from detectors.baseline import learn
+from detectors.signals import Stretch, evaluate
+from detectors.windows import Series
 from tests.unit.detectors.traffic import (
-    DAY_US,
     HOUR_US,
     MINUTE_US,
     NOW_US,
     Event,
+    counts,
+    grid,
     normal,
     opened,
     replay,
@@ -102,3 +107,29 @@ def wobbling(days: float, seed: int) -> list[Event]:
 
 def test_what_wobbles_together_every_ten_minutes_opens_nothing() -> None:
     assert opened(replay(wobbling(2.5, 2), NOW_US)) == []
+
+
+def test_windows_are_judged_alike_one_by_one_and_an_hour_at_once() -> None:
+    start = NOW_US - 47 * HOUR_US
+    events = with_customers(normal(UNIT, start, NOW_US, seed=3, per_minute=2, errors=0.03), 1)
+    begin = NOW_US // HOUR_US * HOUR_US - HOUR_US
+    events += extra(begin - HOUR_US, begin + HOUR_US, 40, seed=5, customer="c7", power=0.5)
+    events += [e._replace(template="never-seen") for e in extra(begin, begin + HOUR_US, 12, seed=6, customer="c8")]
+    series = Series(start // MINUTE_US, {})
+    for count in counts(events, MINUTE_US):
+        series.add(count, count.step_us // MINUTE_US)
+    low = begin // MINUTE_US
+    base = learn(series, low, grid())
+    assert not base.is_learning
+    together = evaluate([Stretch(series, base, low)], BLOCK_STEPS, grid())
+    assert (together.surprise.max(axis=(1, 2))[[0, 1, 3, 5, 6]] > 0).all()
+    assert {together.ids[at] for at in together.template[0].tolist() if at >= 0} >= {"never-seen"}
+    for at in range(BLOCK_STEPS):
+        alone = evaluate([Stretch(series, base, low + at)], 1, grid())
+        for name in ("surprise", "k", "expected", "windows"):
+            np.testing.assert_allclose(getattr(alone, name)[:, 0, 0], getattr(together, name)[:, 0, at], rtol=1e-12)
+        assert alone.short[0, 0] == pytest.approx(together.short[0, at], rel=1e-12)
+        for name in ("template", "customer"):
+            theirs, mine = (int(getattr(one, name)[0, where]) for one, where in ((together, at), (alone, 0)))
+            assert (theirs >= 0, mine >= 0) in {(True, True), (False, False)}
+            assert theirs < 0 or together.ids[theirs] == alone.ids[mine]
