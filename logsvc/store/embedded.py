@@ -25,6 +25,9 @@ and ``event.ingested`` in microseconds, ``_seq``, ``_unit`` and ``_dur`` are the
 first half of its id as a number, ``_labels`` holds ``KEY US VALUE`` for each label (US is U+001F),
 ``_words:F`` the words of keyword ``F`` and ``_date:F`` the microseconds of date ``F``.
 
+Ids and templates (``_KEYED``) are in no dictionary of terms, where unique values cost more than all
+else: a whole value is found by its number in ``_keys``, and any other pattern by listing the column.
+
 Texts are handed over as their words, one space between them: what a word is (``query.tokenize``) is
 then one thing for every store, and costs a tenth of what a pattern costs inside tantivy.
 
@@ -48,6 +51,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import tantivy
@@ -100,6 +104,23 @@ _LONGS = tuple(f.name for f in FIELDS.values() if f.type is FieldType.LONG)
 _KEYWORDS = tuple(
     f.name for f in FIELDS.values() if f.type in (FieldType.KEYWORD, FieldType.KEYWORD_TEXT) and not f.is_list
 )
+# Long values that hardly repeat: a dictionary of them costs more than all else of the index.
+_KEYED = {
+    name: crc32(name.encode())
+    for name in (
+        "log.template.id",
+        "log.template.text",
+        "trace.id",
+        "span.id",
+        "transaction.id",
+        "error.id",
+        "task.id",
+        "task.parent.id",
+        "task.root.id",
+        "user.hash",
+    )
+}
+_COLUMNS = ("event.id", *_KEYED)  # in no dictionary
 
 _TANTIVY: str = tantivy.tantivy.__version__  # "tantivy v0.27.0, index_format v7"
 _ALL = Query.all_query()
@@ -124,6 +145,7 @@ def _slots() -> list[tuple[str, Any, Any]]:
                 slots.append((_slot(name), list[str] | None if field.is_list else str | None, name))
     slots += [(name, int | None, f"_{name}") for name in ("us", "ing", "seq", "id", "dur")]
     slots += [("unit", str | None, "_unit"), ("src", str | None, "_src"), ("pairs", list[str] | None, "_labels")]
+    slots += [("keys", list[int], "_keys")]
     slots += [(f"words_{n}", str | None, f"_words:{name}") for n, name in enumerate(_KEYWORD_TEXTS)]
     slots += [(f"date_{n}", int | None, _DATE_FIELDS[name]) for n, name in enumerate(_EXTRA_DATES)]
     return [(slot, type_, msgspec.field(name=name, default=None)) for slot, type_, name in slots]
@@ -144,6 +166,7 @@ _DATES_OF = tuple((_slot(name), f"date_{n}") for n, name in enumerate(_EXTRA_DAT
 _TEXT_SLOTS = tuple(_slot(name) for name in _TEXTS)
 _KEYWORD_SLOTS = tuple(_slot(name) for name in _KEYWORDS)
 _LIST_SLOTS = tuple(_slot(name) for name in _LISTS)
+_KEYED_SLOTS = tuple((_slot(name), seed) for name, seed in _KEYED.items())
 
 
 class _EventId(msgspec.Struct, gc=False):
@@ -174,7 +197,8 @@ def _spec() -> _Spec:
     """Return each index field with its kind and properties, as the manifest keeps them."""
     spec: _Spec = {
         "_src": ("text", "stored"),
-        "_id": ("i64", "fast"),
+        "_id": ("i64", "indexed"),
+        "_keys": ("u64", "indexed"),
         "_seq": ("i64", "fast"),
         "_us": ("i64", "fast"),
         "_ing": ("i64", "fast"),
@@ -183,7 +207,7 @@ def _spec() -> _Spec:
         "_labels": ("text", "raw", "fast"),
     }
     for name in (*_KEYWORDS, *_LISTS):
-        spec[name] = ("text", "raw", "fast")
+        spec[name] = ("text", "column", "fast") if name in _COLUMNS else ("text", "raw", "fast")
     for name in (*_TEXTS, *(f"_words:{name}" for name in _KEYWORD_TEXTS)):
         spec[name] = ("text", "tokenized")
     for name in (*_LONGS, *(_DATE_FIELDS[name] for name in _EXTRA_DATES)):
@@ -195,17 +219,20 @@ def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
     for name, (kind, *properties) in _spec().items():
         if kind == "i64":
-            # Not indexed: ranges over the fast column are quick, and unique numbers make a huge dictionary.
-            builder.add_integer_field(name, fast=True)
+            # Ranges over a fast column are quick, and unique numbers make a large dictionary.
+            builder.add_integer_field(name, fast="fast" in properties, indexed="indexed" in properties)
+        elif kind == "u64":
+            builder.add_unsigned_field(name, indexed=True)
         elif "stored" in properties:
             builder.add_text_field(name, stored=True, tokenizer_name="none", index_option="basic")
         elif "tokenized" in properties:
             builder.add_text_field(name, tokenizer_name="spaces", index_option="position")
         else:
-            builder.add_text_field(name, fast="fast" in properties, tokenizer_name="raw", index_option="basic")
+            builder.add_text_field(name, fast=True, tokenizer_name=properties[0], index_option="basic")
     return builder.build()
 
 
+_RAW = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.raw()).build()
 _SPACES = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build()
 # A text field is always indexed in tantivy-py; this makes it index nothing.
 _NONE = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.raw()).filter(tantivy.Filter.remove_long(1)).build()
@@ -245,6 +272,13 @@ def _number_of(id: str) -> int:
     return int.from_bytes(bytes.fromhex(id[:16]), signed=True)
 
 
+def _key(seed: int, value: str) -> int:
+    """Return the 64 bits by which a value of a field is found, the ``seed`` being the field's in ``_KEYED``."""
+    # One checksum forwards and one backwards: a hash of as many bits takes twice as long, four times a record.
+    text = value.encode()
+    return crc32(text, seed) << 32 | crc32(text[::-1], seed)
+
+
 def _document(entry: Entry) -> Any:
     """Return the ``_Document`` of an entry; its JSON is what the index takes.
 
@@ -276,6 +310,7 @@ def _document(entry: Entry) -> Any:
         for slot in _LIST_SLOTS:
             if (texts := getattr(document, slot)) is not None:
                 setattr(document, slot, [text[:MAX_TOKEN_CHARS] for text in texts])
+    document.keys = [_key(seed, text) for slot, seed in _KEYED_SLOTS if (text := getattr(document, slot)) is not None]
     return document
 
 
@@ -285,7 +320,8 @@ def _document(entry: Entry) -> Any:
 class _Compiler:
     """Turns a query tree into tantivy's, for one searcher."""
 
-    def __init__(self, schema: tantivy.Schema, searcher: tantivy.Searcher) -> None:
+    def __init__(self, tenant: str, schema: tantivy.Schema, searcher: tantivy.Searcher) -> None:
+        self._tenant = tenant
         self._schema = schema
         self._searcher = searcher
 
@@ -311,11 +347,13 @@ class _Compiler:
             case Term(field, value):
                 if isinstance(value, int):
                     return self.between(_number_field(field), value, value)
+                if field in _COLUMNS:
+                    return self._values(field, [value[:MAX_TOKEN_CHARS]])
                 return Query.term_query(self._schema, *_term(field, value))
             case Prefix(field, value):
                 return self._prefix(*_term(field, value))
             case Match(fields, pattern, is_of_words):
-                return _any([_pattern(_text_field(f) if is_of_words else f, pattern) for f in fields])
+                return _any([self._pattern(_text_field(f) if is_of_words else f, pattern) for f in fields])
             case Exists(field):
                 return self._exists(field)
             case Range(field, low, high, includes_low, includes_high):
@@ -346,11 +384,27 @@ class _Compiler:
             return Query.term_query(self._schema, field, tokens[0])
         return Query.phrase_query(self._schema, field, list(tokens))
 
+    def _values(self, field: str, values: Iterable[str]) -> Query:
+        """Return the query for any of some whole values of a keyword."""
+        if field == "event.id":
+            numbers = [_number_of(stored_id(self._tenant, value)) for value in values]
+            return Query.term_set_query(self._schema, "_id", numbers)
+        if field in _COLUMNS:
+            return Query.term_set_query(self._schema, "_keys", [_key(_KEYED[field], value) for value in values])
+        return Query.term_set_query(self._schema, field, list(values))
+
+    def _pattern(self, field: str, pattern: regex.Pattern) -> Query:
+        if field in _COLUMNS:
+            return self._values(field, self._column(field, regex.write(pattern, _regex_literal, "(?s:.)")))
+        return _pattern(field, pattern)
+
     def _prefix(self, field: str, prefix: str) -> Query:
+        if field in _COLUMNS:
+            return self._values(field, self._terms(field, prefix))
         if len(prefix) <= 64:
             return Query.regex_query(self._schema, field, f"{_regex_literal(prefix)}(?s:.*)")
         # A long pattern exceeds what the regex compiler takes, but few values begin with it.
-        return Query.term_set_query(self._schema, field, self._terms(field, prefix))
+        return self._values(field, self._terms(field, prefix))
 
     def _exists(self, field: str) -> Query:
         kind = _type_of(field)
@@ -370,16 +424,42 @@ class _Compiler:
             )
 
         common = _common_prefix(str(node.low), str(node.high)) if None not in (low, high) else ""
-        return Query.term_set_query(self._schema, node.field, list(filter(is_in, self._terms(node.field, common))))
+        return self._values(node.field, filter(is_in, self._terms(node.field, common)))
 
     def _terms(self, field: str, prefix: str) -> list[str]:
         """Return every value of ``field`` that begins with ``prefix``."""
+        if field in _COLUMNS:
+            return self._column(field, f"{_regex_literal(prefix)}(?s:.*)")
         terms = self._searcher.terms_with_prefix(field, prefix, limit=MAX_LISTED_TERMS + 1)
-        if len(terms) > MAX_LISTED_TERMS:
+        return _bounded(field, [term for term, _ in terms])
+
+    def _column(self, field: str, pattern: str) -> list[str]:
+        """Return every value of a field without a dictionary that a pattern matches."""
+        terms = {**_terms_of(field), "include": pattern}
+        try:
+            found = self._searcher.aggregate(_ALL, {"by": {"terms": terms}})["by"]
+        except ValueError as exc:
+            if "limit was exceeded" in str(exc):
+                raise _too_many(field) from exc
             raise QueryTooExpensive(
-                f"{field} has more than {MAX_LISTED_TERMS} different values to compare; give both bounds, closer together"
-            )
-        return [term for term, _ in terms]
+                f"the pattern for {field} has too many ways to match; take it apart with OR"
+            ) from exc
+        if found["sum_other_doc_count"]:
+            raise _too_many(field)
+        return _bounded(field, [bucket["key"] for bucket in found["buckets"]])
+
+
+def _bounded(field: str, values: list[str]) -> list[str]:
+    if len(values) > MAX_LISTED_TERMS:
+        raise _too_many(field)
+    return values
+
+
+def _too_many(field: str) -> QueryTooExpensive:
+    return QueryTooExpensive(
+        f"{field} has more than {MAX_LISTED_TERMS} different values to compare; "
+        "narrow it down: a longer prefix, or both bounds, closer together"
+    )
 
 
 @lru_cache(64)
@@ -489,6 +569,8 @@ class _Day:
             self.index.config_reader("manual")
             self.index.register_tokenizer("spaces", _SPACES)
             self.index.register_tokenizer("none", _NONE)
+            self.index.register_tokenizer("column", _NONE)
+            self.index.register_fast_field_tokenizer("column", _RAW)
             self.reload()
         assert self.searcher is not None
         return self.searcher
@@ -592,11 +674,6 @@ def _add(writer: tantivy.IndexWriter, document: Any) -> str | None:
     return None
 
 
-def _is_stored(searcher: tantivy.Searcher, event_id: str) -> bool:
-    # The dictionary of terms answers in microseconds; it is exact because nothing is deleted in place.
-    return searcher.doc_freq("event.id", event_id) > 0
-
-
 class EmbeddedStore:
     """A ``Store`` in a directory. One process at a time, which the data directory's lock sees to."""
 
@@ -673,8 +750,7 @@ class EmbeddedStore:
         # Days with a writer first: opening one for another day closes theirs.
         for day, of_day in sorted(days, key=lambda item: item[0] not in self._writing):
             writer = self._writer(day)
-            searcher, facts, pending = day.searcher, day.facts, day.pending
-            assert searcher is not None
+            facts, pending = day.facts, day.pending
             for entry in of_day:
                 if entry.seq <= day.appended_seq:
                     skipped += 1
@@ -684,9 +760,8 @@ class EmbeddedStore:
                 except (ValueError, msgspec.MsgspecError, BadInput) as exc:
                     refused.append(Refusal(entry, f"not the JSON of a record: {exc}"))
                     continue
-                event_id = document.of_event_id or ""
                 if entry.has_client_id and (
-                    entry.id in pending or _is_stored(searcher, event_id) or self._is_in_neighbour(day, entry, event_id)
+                    entry.id in pending or self._is_stored(day, entry.id) or self._is_in_neighbour(day, entry)
                 ):
                     duplicates += 1
                     continue
@@ -711,14 +786,19 @@ class EmbeddedStore:
                 facts.max_ingested_us = max(facts.max_ingested_us, entry.ingested_us)
         return AppendResult(appended, duplicates, skipped, tuple(refused))
 
-    def _is_in_neighbour(self, day: _Day, entry: Entry, event_id: str) -> bool:
+    def _is_stored(self, day: _Day, id: str) -> bool:
+        searcher = day.searcher or self._open(day)
+        # The dictionary of terms answers in microseconds; nothing is deleted in place.
+        return searcher.doc_freq("_id", _number_of(id)) > 0 and self._find(searcher, day.tenant, id) is not None
+
+    def _is_in_neighbour(self, day: _Day, entry: Entry) -> bool:
         """Tell whether a record that took its time from its arrival arrived the day before, too."""
         if entry.time_us != entry.ingested_us:
             return False
         before = self._days[day.tenant].get(day.number - 1)
         if before is None:
             return False
-        return entry.id in before.pending or _is_stored(self._open(before), event_id)
+        return entry.id in before.pending or self._is_stored(before, entry.id)
 
     def _day_to_write(self, tenant: str, number: int) -> _Day:
         with self._lock:
@@ -850,7 +930,7 @@ class EmbeddedStore:
                 if self._days.get(tenant, {}).get(day.number) is not day:
                     continue  # expired meanwhile
                 searcher = self._open(day)
-            yield _View(day, searcher, _Compiler(self._schema, searcher))
+            yield _View(day, searcher, _Compiler(tenant, self._schema, searcher))
 
     def _within(self, view: _View, field: str, span: Span) -> Query:
         """Return the query for a span; everything if the whole day lies in it."""
@@ -990,16 +1070,20 @@ class EmbeddedStore:
         return total
 
     def get(self, tenant: str, id: str) -> Hit | None:
+        for view in self._views(tenant, Span(), order=Order.NEWEST_FIRST):
+            if (hit := self._find(view.searcher, tenant, id)) is not None:
+                return hit
+        return None
+
+    def _find(self, searcher: tantivy.Searcher, tenant: str, id: str) -> Hit | None:
         try:
-            number = _number_of(id)
+            wanted = Query.term_query(self._schema, "_id", _number_of(id))
         except ValueError:
             return None
-        for view in self._views(tenant, Span(), order=Order.NEWEST_FIRST):
-            wanted = view.compiler.between("_id", number, number)
-            for position, address in self._sorted(view.searcher, wanted, "_seq", _SAME_NUMBER, Order.OLDEST_FIRST):
-                hit = self._hit(view.searcher, tenant, position, address)
-                if hit.id == id:
-                    return hit
+        for position, address in self._sorted(searcher, wanted, "_seq", _SAME_NUMBER, Order.OLDEST_FIRST):
+            hit = self._hit(searcher, tenant, position, address)
+            if hit.id == id:
+                return hit
         return None
 
     # Counting
@@ -1311,7 +1395,7 @@ def rebuild(source: Path, target: Path, on_progress: Callable[[str, int, int], N
             with contextlib.suppress(OSError, msgspec.MsgspecError):
                 day.facts = msgspec.json.decode((directory / "day.json").read_bytes(), type=_DayFacts)
             day.count()
-            view = _View(day, day.searcher, _Compiler(day.index.schema, day.searcher))
+            view = _View(day, day.searcher, _Compiler(day.tenant, day.index.schema, day.searcher))
             entries = _counted(EmbeddedStore._entries(view, _ALL), f"{day.tenant} {directory.name}", day, on_progress)
             _write_anew(fresh, entries, day.facts.max_seq, _HEAP_BYTES)
         except ValueError as exc:

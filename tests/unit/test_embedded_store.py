@@ -175,6 +175,29 @@ def test_comparing_too_many_values_is_refused(store: EmbeddedStore, monkeypatch:
         store.search("default", parse("event.id:>=e1", T0))
 
 
+def test_a_list_of_all_values_that_is_cut_is_refused(store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_MAX_TERMS", 5)
+    put(store, [make_entry(n, **{"trace.id": f"{n:032x}"}) for n in range(1, 10)])
+    with pytest.raises(QueryTooExpensive, match="different values"):
+        store.search("default", parse("trace.id:0000*", T0))
+    assert store.count("default", parse(f"trace.id:{7:032x}", T0)) == 1
+
+
+def test_records_whose_ids_share_the_number_they_are_found_by_are_told_apart(
+    store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_number_of", lambda _id: 7)
+    entries = [make_entry(n, id=f"e{n}") for n in range(1, 4)]
+    put(store, entries[:2])
+    again = [make_entry(n + 10, id=f"e{n}") for n in (1, 2, 3)]
+    result = put(store, [entries[2], *again])
+    assert (result.appended, result.duplicates) == (1, 3)
+    for entry in entries:
+        found = store.get("default", entry.id)
+        assert found is not None
+        assert found.source == entry.source
+
+
 # The manifest and broken directories.
 
 
