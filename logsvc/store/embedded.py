@@ -1,5 +1,8 @@
 """Embedded: the store inside the process, one tantivy index for each tenant and UTC day.
 
+A day that is long past when its first record arrives shares an index with its month: each index that a batch
+touches costs a commit, and a sender of records of a thousand different days would hold everybody up.
+
 It needs no server, so it is the default. Each day is a directory of its own: retention removes
 directories, readers walk the days in order and stop when the page is full, and a tenant's data
 never lies beside another's.
@@ -9,6 +12,7 @@ never lies beside another's.
     root/manifest.json            what the index files expect: tantivy's format, our schema
     root/TENANT/tenant.json       the tenant's name, whatever its directory had to be called
     root/TENANT/2026-11-22/       one index; day.json in it holds what is known without opening it
+    root/TENANT/2024-03/          the index of those days of a month that have none of their own
 
 What always holds:
 
@@ -82,11 +86,14 @@ from logsvc.timestamps import parse_rfc3339
 
 MAX_WRITERS = 4
 MAX_OPEN_DAYS = 64
+OWN_INDEX_DAYS = 35
+"""A day gets an index of its own if it is at most so many days past when its first record arrives."""
 MAX_LISTED_TERMS = 50_000
 """A range over a keyword lists the values it may mean; beyond this many it is refused."""
 
 _HEAP_BYTES = 24_000_000
 _DAY_US = 86_400_000_000
+_MONTHS = -10_000_000  # indices of months are numbered from here, those of days from 1970
 _SEPARATOR = "\x1f"
 _MAX_TERMS = 65_000  # the bucket limit of one aggregation in tantivy
 _TOP_VALUES = 100
@@ -519,7 +526,7 @@ def _common_prefix(a: str, b: str) -> str:
 
 
 class _Day:
-    """One tenant's index of one UTC day: its facts, and while they are needed a searcher and a writer.
+    """One tenant's index of one UTC day, or of a month: its facts, and while they are needed a searcher and a writer.
 
     The store's lock guards ``index`` and ``searcher``; everything else belongs to the one thread
     that appends.
@@ -527,7 +534,7 @@ class _Day:
 
     def __init__(self, tenant: str, number: int, path: Path) -> None:
         self.tenant = tenant
-        self.number = number  # days since 1970
+        self.number = number  # days since 1970, or _MONTHS and the months since then
         self.path = path
         self.facts = _DayFacts()
         self.appended_seq = 0  # highest seq handed to the writer or committed
@@ -538,9 +545,11 @@ class _Day:
         self.writer: tantivy.IndexWriter | None = None
         self.is_dirty = False
 
+        self.start_us, self.end_us = _bounds(number)
+
     @property
-    def start_us(self) -> int:
-        return self.number * _DAY_US
+    def is_month(self) -> bool:
+        return self.number < _MONTHS // 2
 
     def create(self) -> None:
         """Make the directory, durably, so that a commit in it cannot be lost with its name."""
@@ -623,11 +632,34 @@ def _link_commit(path: Path, target: Path) -> bool:
         return not (path / "meta.json").exists()  # nothing was ever committed
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _month_of(number: int) -> int:
+    """Return the number of the month in which a day lies."""
+    day = _EPOCH + timedelta(days=number)
+    return _MONTHS + (day.year - 1970) * 12 + day.month - 1
+
+
+def _bounds(number: int) -> tuple[int, int]:
+    """Return where a day or a month begins and where it ends, in microseconds since 1970."""
+    if number >= _MONTHS // 2:
+        return number * _DAY_US, (number + 1) * _DAY_US
+    first, following = (
+        (datetime(1970 + months // 12, months % 12 + 1, 1, tzinfo=UTC) - _EPOCH).days
+        for months in (number - _MONTHS, number - _MONTHS + 1)
+    )
+    return first * _DAY_US, following * _DAY_US
+
+
 def _day_name(number: int) -> str:
-    return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=number):%Y-%m-%d}"
+    start = _EPOCH + timedelta(microseconds=_bounds(number)[0])
+    return f"{start:%Y-%m}" if number < _MONTHS // 2 else f"{start:%Y-%m-%d}"
 
 
 def _day_number(name: str) -> int | None:
+    if re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", name):
+        return _MONTHS + (int(name[:4]) - 1970) * 12 + int(name[5:]) - 1
     if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", name):
         return None
     return (datetime.fromisoformat(f"{name}T00:00:00+00:00") - datetime(1970, 1, 1, tzinfo=UTC)).days
@@ -745,7 +777,7 @@ class EmbeddedStore:
         refused: list[Refusal] = []
         by_day: dict[tuple[str, int], list[Entry]] = {}
         for entry in entries:
-            by_day.setdefault((entry.tenant, entry.time_us // _DAY_US), []).append(entry)
+            by_day.setdefault((entry.tenant, self._number(entry)), []).append(entry)
         days = [(self._day_to_write(*key), of_day) for key, of_day in by_day.items()]
         # Days with a writer first: opening one for another day closes theirs.
         for day, of_day in sorted(days, key=lambda item: item[0] not in self._writing):
@@ -799,6 +831,13 @@ class EmbeddedStore:
         if before is None:
             return False
         return entry.id in before.pending or self._is_stored(before, entry.id)
+
+    def _number(self, entry: Entry) -> int:
+        """Return which day, or month, takes an entry; always the same as long as that is kept."""
+        number = entry.time_us // _DAY_US
+        # A day that has an index keeps it, so that a record that is sent again later is recognised there.
+        is_past = entry.ingested_us // _DAY_US - number > OWN_INDEX_DAYS
+        return _month_of(number) if is_past and number not in self._days.get(entry.tenant, ()) else number
 
     def _day_to_write(self, tenant: str, number: int) -> _Day:
         with self._lock:
@@ -907,16 +946,21 @@ class EmbeddedStore:
         order: Order = Order.OLDEST_FIRST,
         min_seq: int | None = None,
         ingested: Span = Span(),
+        of_months: bool | None = None,
     ) -> Iterator[_View]:
-        """Yield the days that may hold a hit, in order, each opened when its turn comes."""
+        """Yield the days and months that may hold a hit, in order, each opened when its turn comes.
+
+        ``of_months`` keeps only months, or only days: a month may hold records between those of two days, but
+        one kind alone is in order of time.
+        """
         self._check_usable()
         with self._lock:
-            days = list(self._days.get(tenant, {}).values())
-        days.sort(key=lambda day: day.number, reverse=order is Order.NEWEST_FIRST)
+            days = [day for day in self._days.get(tenant, {}).values() if of_months in (None, day.is_month)]
+        days.sort(key=lambda day: day.start_us, reverse=order is Order.NEWEST_FIRST)
         for day in days:
             if not day.facts.records:  # all erased, or nothing committed yet
                 continue
-            if span.start_us is not None and day.start_us + _DAY_US <= span.start_us:
+            if span.start_us is not None and day.end_us <= span.start_us:
                 continue
             if span.end_us is not None and day.start_us >= span.end_us:
                 continue
@@ -937,7 +981,7 @@ class EmbeddedStore:
         low, high = span.start_us, span.end_us
         if field == "_us":
             low = None if low is not None and low <= view.day.start_us else low
-            high = None if high is not None and high >= view.day.start_us + _DAY_US else high
+            high = None if high is not None and high >= view.day.end_us else high
         return view.compiler.between(field, low, high, True, False)
 
     def search(
@@ -955,35 +999,38 @@ class EmbeddedStore:
     ) -> Page:
         deadline = _Deadline(timeout_s)
         is_newest_first = order is Order.NEWEST_FIRST
-        hits: list[Hit] = []
+        all_hits: list[Hit] = []
         total, is_exact = 0, True
-        for view in self._views(tenant, span, order=order, min_seq=min_seq):
-            deadline.check()
-            wants_hits = len(hits) <= limit
-            if not wants_hits and (not count_total or total >= EXACT_TOTAL):
-                is_exact = False
-                break
-            parts = [view.compiler.compile(query), self._within(view, "_us", span)]
-            if min_seq is not None:
-                parts.append(view.compiler.between("_seq", min_seq, None))
-            wanted = _all(parts)
-            if count_total:
-                total += _count(view.searcher, wanted)
-            if not wants_hits:
-                continue
-            if after is not None:
-                day_after = (
-                    view.day.start_us > after.time_us
-                    if is_newest_first
-                    else (view.day.start_us + _DAY_US <= after.time_us)
-                )
-                if day_after:
+        for of_months in (False, True):
+            hits: list[Hit] = []
+            for view in self._views(tenant, span, order=order, min_seq=min_seq, of_months=of_months):
+                deadline.check()
+                wants_hits = len(hits) <= limit
+                if not wants_hits and (not count_total or total >= EXACT_TOTAL):
+                    is_exact = False
+                    break
+                parts = [view.compiler.compile(query), self._within(view, "_us", span)]
+                if min_seq is not None:
+                    parts.append(view.compiler.between("_seq", min_seq, None))
+                wanted = _all(parts)
+                if count_total:
+                    total += _count(view.searcher, wanted)
+                if not wants_hits:
                     continue
-            hits += self._day_hits(view, wanted, limit + 1 - len(hits), after, order, tenant)
-        page = tuple(hits[:limit])
+                if after is not None:
+                    is_before = (
+                        view.day.start_us > after.time_us if is_newest_first else view.day.end_us <= after.time_us
+                    )
+                    if is_before:
+                        continue
+                hits += self._day_hits(view, wanted, limit + 1 - len(hits), after, order, tenant)
+            if all_hits and hits:
+                hits = sorted(all_hits + hits, key=lambda hit: hit.position, reverse=is_newest_first)
+            all_hits = hits or all_hits
+        page = tuple(all_hits[:limit])
         return Page(
             page,
-            page[-1].position if len(hits) > limit and page else None,
+            page[-1].position if len(all_hits) > limit and page else None,
             total if count_total else None,
             is_exact if count_total else True,
         )
@@ -1267,6 +1314,7 @@ class EmbeddedStore:
 
     def expire(self, before_us: int) -> int:
         self._check_usable()
+        gone = self._expire_in_months(before_us)
         expired: list[_Day] = []
         with self._lock:
             for tenant, days in list(self._days.items()):
@@ -1279,7 +1327,23 @@ class EmbeddedStore:
             self._writing.pop(day, None)
             day.writer = day.index = day.searcher = None
             shutil.rmtree(day.path, ignore_errors=True)
-        return len({day.number for day in expired})
+        return len(gone | {day.number for day in expired if not day.is_month})
+
+    def _expire_in_months(self, before_us: int) -> set[int]:
+        """Write months anew without the days that expire, and return those; what expires wholly is left to the caller."""
+        gone: set[int] = set()
+        latest = {"latest": {"max": {"field": "_ing"}}}
+        asked = {"day": {"histogram": _steps(_DAY_US), "aggs": latest}}
+        if any(day.is_month for days in self._days.values() for day in days.values()):
+            self.flush()
+        for tenant in list(self._days):
+            for view in list(self._views(tenant, Span(), ingested=Span(None, before_us), of_months=True)):
+                buckets = view.searcher.aggregate(_ALL, asked)["day"]["buckets"]
+                starts = [round(bucket["key"]) for bucket in buckets if bucket["latest"]["value"] < before_us]
+                gone |= {start // _DAY_US for start in starts}
+                if starts and view.day.appended_ingested_us >= before_us:
+                    self._rewrite(view, _any([view.compiler.between("_us", at, at + _DAY_US - 1) for at in starts]))
+        return gone
 
     # Life
 

@@ -470,6 +470,32 @@ def test_expired_days_are_those_whose_last_write_is_old(store: Store) -> None:
     assert seqs(store, ALL) == [2, 3, 5]
 
 
+def test_days_long_past_are_found_counted_erased_and_expire_like_any_other(store: Store) -> None:
+    long_past = [
+        # Indexed when their days were young, so that days of their own lie between those of the others.
+        *(make_entry(n, T0 - 10 * n * DAY_US, id=f"r{n}") for n in range(1, 20, 2)),
+        *(make_entry(20 + n, T0 - 7 * n * DAY_US + n, id=f"l{n}", ingested_us=T0 + n % 2) for n in range(20)),
+    ]
+    put(store, long_past)
+    for order in Order:
+        for limit in (1, 3, 50):
+            assert walk(store, limit=limit, order=order) == positions(long_past, order)
+    span = Span(T0 - 77 * DAY_US, T0 - 40 * DAY_US)
+    within = [e for e in long_past if span.start_us <= e.time_us < span.end_us]
+    assert walk(store, span=span) == positions(within)
+    assert store.count("default", ALL, span) == len(within)
+    again = [
+        make_entry(90 + n, long_past[n].time_us, id=id, ingested_us=T0 + DAY_US) for n, id in ((0, "r1"), (29, "l19"))
+    ]
+    assert put(store, again).duplicates == 2
+    assert store.erase("default", ALL, span) == len(within)
+    left = [e for e in long_past if e not in within]
+    assert put(store, left).skipped == len(left)  # a replay
+    assert walk(store) == positions(left)
+    assert store.expire(T0 + 1) >= len({e.time_us // DAY_US for e in left if e.ingested_us < T0 + 1})
+    assert walk(store) == positions(e for e in left if e.ingested_us >= T0 + 1)
+
+
 # Life.
 
 

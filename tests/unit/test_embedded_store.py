@@ -341,3 +341,22 @@ def test_an_index_of_another_mapping_is_written_anew_and_found_as_before(
     # What it has, the erased too, is skipped in a replay; what it lacks is taken.
     assert put(store, [*entries, make_entry(301)]) == AppendResult(appended=1, skipped=300)
     store.close()
+
+
+def test_records_of_many_days_long_past_touch_few_indices(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path / "index")
+    entries = [make_entry(n, T0 - n * DAY_US, ingested_us=T0) for n in range(1, 301)]
+    assert store.append(entries).appended == 300
+    store.flush()
+    assert len([path for path in (tmp_path / "index" / "default").iterdir() if path.is_dir()]) <= 35 + 1 + 10
+    assert store.count("default", MatchAll()) == 300
+    store.close()
+    target = tmp_path / "anew"
+    embedded.rebuild(tmp_path / "index", target, lambda *progress: None)
+    embedded.take_place(target, tmp_path / "index")
+    again = EmbeddedStore(tmp_path / "index")
+    assert again.append(entries).skipped == 300
+    assert [hit.position.time_us for hit in again.search("default", MatchAll(), limit=300).hits] == [
+        entry.time_us for entry in entries
+    ]
+    again.close()
