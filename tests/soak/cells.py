@@ -498,7 +498,7 @@ def agent_and_service_killed(rig: Rig) -> None:
     with rig.agent() as agent:
         ways = ["rename", "copytruncate", "compress", "recreate", "truncate", "half"]
         for n in itertools.count():
-            if n == (len(ways) if rig.is_short else 8 * len(ways)):
+            if n == (len(ways) if rig.is_short else 3 * len(ways)):
                 break
             agent.write(rig.rng.randrange(50, 400))
             agent.rotate(ways[n % len(ways)])
