@@ -2,7 +2,8 @@
 
 A *surprise* is ``-log10`` of how likely counts at least this odd are on a normal day; a channel's
 *strength* is its surprise over its cut, so 1 is the point where a ticket is due. A *score* is
-0…1, higher is stranger, and .5 is that same point. Nothing in this package uses another direction;
+0…1, higher is stranger, and .5 is that same point, at the budget of false tickets that holds for
+the unit (calibrate.py). Nothing in this package uses another direction;
 scikit-learn's is turned in ``forest.py``.
 
 Not here: where strengths come from (signals.py, forest.py), what becomes a ticket (incidents.py).

@@ -23,7 +23,6 @@ import numpy as np
 from detectors.base import (
     BLOCK_STEPS,
     CHANNELS,
-    CUTS,
     DAY_US,
     HORIZON_US,
     NO_MODEL,
@@ -36,6 +35,7 @@ from detectors.base import (
     TemplateCount,
 )
 from detectors.baseline import Baseline, learn
+from detectors.calibrate import Budgets
 from detectors.forest import Forest
 from detectors.incidents import Change, Facts, Incidents
 from detectors.signals import (
@@ -147,8 +147,9 @@ class Judge:
     is due in it (``is_idle``).
     """
 
-    def __init__(self, grid: Grid, memory: Mapping[str, bytes] | None = None) -> None:
+    def __init__(self, grid: Grid, memory: Mapping[str, bytes] | None = None, budgets: Budgets | None = None) -> None:
         self.grid = grid
+        self.budgets = budgets or Budgets()
         self._units: dict[str, _Unit] = {}
         self._day = 0
         self._forest: Forest | None = None
@@ -405,7 +406,8 @@ class Judge:
         candidates: list[_Candidate],
     ) -> None:
         found = evaluate([stretch for _, stretch in batch], width, self.grid)
-        strengths = found.surprise / CUT[:, None, None]
+        cuts = np.array([self.budgets.cuts(task.name) for task, _ in batch]).T[:, :, None]
+        strengths = found.surprise / cuts
         is_learning = np.array([stretch.base.is_learning for _, stretch in batch])[:, None]
         all_raised = np.where(is_learning, found.plain, strengths.max(axis=0) >= 1)
         all_interesting = all_raised | (found.short >= _HOLD_SURPRISE)
@@ -417,7 +419,7 @@ class Judge:
             )
             for place, at in np.argwhere(may).tolist():
                 task, stretch = batch[place]
-                features = strengths[:, place, at]
+                features = found.surprise[:, place, at] / CUT
                 candidates.append(_Candidate(task.name, stretch.low + at, features, found, (place, at)))
         raised_rows: list[list[bool]] = all_raised.tolist()
         interesting_rows: list[list[bool]] = all_interesting.tolist()
@@ -452,7 +454,8 @@ class Judge:
         out: list[Judgement],
         joint: float = 0.0,
     ) -> None:
-        strengths = found.surprise[:, *at] / CUT
+        cuts = self.budgets.cuts(name)
+        strengths = found.surprise[:, *at] / cuts
         order = [int(i) for i in np.argsort(-strengths, kind="stable") if strengths[i] > 0] or [0]
         top = order[0]
         if is_learning and is_raised:
@@ -461,9 +464,9 @@ class Judge:
         # A trend is hours long, but odd enough to be left out of what is normal is its last hour.
         windows = min(int(found.windows[top, *at]), LOOK_BACK // STEPS_PER_WINDOW)
         start, end = self._extent(unit, found, at, top, step, step + 1 - windows * STEPS_PER_WINDOW)
-        kind = _kind(found, at, top) if not joint else "joint"
+        kind = _kind(found, at, top, cuts) if not joint else "joint"
         self._set_mark(unit, step, _Mark(start, _TREND_MARK if top == _TREND and not joint else kind, is_raised))
-        findings = [self._finding(found, i, at) for i in order[:4] if i == top or strengths[i] >= 0.4]
+        findings = [self._finding(found, i, at, float(cuts[i])) for i in order[:4] if i == top or strengths[i] >= 0.4]
         findings.sort(key=lambda f: -f.strength)
         if joint:
             findings.insert(0, Finding("joint", "score", joint, 1.0, joint, windows * self.grid.window_us))
@@ -491,7 +494,7 @@ class Judge:
         where = np.flatnonzero(counts)
         return (start + int(where[0]), start + int(where[-1]) + 1) if where.size else (start, step + 1)
 
-    def _finding(self, found: Evaluation, channel: int, at: tuple[int, int]) -> Finding:
+    def _finding(self, found: Evaluation, channel: int, at: tuple[int, int], cut: float) -> Finding:
         windows = int(found.windows[channel, *at])
         observed, expected = float(found.k[channel, *at]), float(found.expected[channel, *at])
         feature = CHANNELS[channel]
@@ -502,7 +505,7 @@ class Judge:
             unit = "ms"
         if feature == "template" and found.is_new[at]:
             feature = "new_template"
-        strength = float(found.surprise[channel, *at] / CUT[channel])
+        strength = float(found.surprise[channel, *at] / cut)
         name = found.ids[int(found.customer[at])] if channel == _CUSTOMER else ""
         return Finding(feature, unit, observed, expected, strength, windows * self.grid.window_us, name)
 
@@ -619,7 +622,7 @@ class Judge:
             usual_others = fleet_usual - seen.usual[place]
             lively = np.minimum((fleet_k - seen.k[place] + 1) / np.maximum(usual_others, 1), 1)
             s, scale = silence(seen, place, np.where(usual_others >= 5, lively, 1.0))
-            strength = s / CUTS["silence"]
+            strength = s / float(self.budgets.cuts(name)[_SILENCE])
             unit = self._units[name]
             if strength < 1 or (step in unit.marks and unit.marks[step].is_raised):
                 continue
@@ -668,7 +671,8 @@ class Judge:
         if self._forest is None or not candidates:
             return
         strengths = self._forest.strengths(np.array([c.features for c in candidates]))
-        for candidate, strength in zip(candidates, strengths, strict=True):
+        for candidate, oddness in zip(candidates, strengths, strict=True):
+            strength = oddness / self.budgets.joint(candidate.unit)
             if strength >= 1:
                 unit = self._units[candidate.unit]
                 self._report(
@@ -736,10 +740,10 @@ def _late_windows(touched: set[int], before: int) -> list[int]:
     return [int(step) for step in windows[windows <= before]]
 
 
-def _kind(found: Evaluation, at: tuple[int, int], top: int) -> str:
+def _kind(found: Evaluation, at: tuple[int, int], top: int, cuts: FloatArray) -> str:
     """Return the kind of ticket: a new template is named where it makes up most of what is odd."""
     if top <= 1:
-        is_new = found.is_new[at] and found.surprise[1, *at] >= CUT[1] and found.k[1, *at] >= 0.5 * found.k[0, *at]
+        is_new = found.is_new[at] and found.surprise[1, *at] >= cuts[1] and found.k[1, *at] >= 0.5 * found.k[0, *at]
         return "new_error" if is_new else "error_burst"
     return {2: "level_mix", 3: "latency", 4: "silence"}.get(top, "error_burst")
 
@@ -757,8 +761,9 @@ class Engine:
         describe: Callable[[Judgement], Facts],
         memory: Mapping[str, bytes] | None = None,
         incidents: bytes | None = None,
+        budgets: Budgets | None = None,
     ) -> None:
-        self.judge = Judge(grid, memory)
+        self.judge = Judge(grid, memory, budgets)
         self.incidents = Incidents(grid, tenant, incidents)
         self.judgements: list[Judgement] = []
         self._describe = describe

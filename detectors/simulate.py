@@ -431,7 +431,7 @@ class Simulation:
 
         spread("deploy", 0.25, 6, 12)
         for failures in (2, 3, 4):
-            spread("blip", 0.05, 2, 4, factor=failures, error=task.errors[0])
+            spread("blip", 0.05, 2, 4, factor=failures, error=task.errors[int(task.weights.argmax())])
         if task.sort in {"api", "worker", "daemon"}:
             for factor in (2, 3.5, 5):
                 spread("load_spike", 0.04, 15, 45, factor=factor)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from io import TextIOWrapper
@@ -886,6 +886,13 @@ def backtest(
     ] = None,
     window: Annotated[str, typer.Option(help="Length of a window, as LOGSVC_WINDOW.")] = "5m",
     grace: Annotated[str, typer.Option(help="How long a window waits for late records, as LOGSVC_GRACE.")] = "60s",
+    false_tickets: Annotated[
+        str, typer.Option("--false-tickets", help="How many a task may open a day, as LOGSVC_FALSE_TICKETS.")
+    ] = "0.01",
+    false_tickets_for: Annotated[
+        str,
+        typer.Option("--false-tickets-for", metavar="NAME=N,…", help="The same for some, as LOGSVC_FALSE_TICKETS_FOR."),
+    ] = "",
 ) -> None:
     """Show which tickets a file of records would have opened. Needs no service, key or store.
 
@@ -896,11 +903,16 @@ def backtest(
     """
     from logsvc import detection, report
     from logsvc.backtest import lines, write_flags
-    from logsvc.settings import DetectionSettings
+    from logsvc.settings import DetectionSettings, budget, budgets
     from logsvc.timestamps import parse_duration
 
     with _explained():
-        settings = DetectionSettings(window=parse_duration(window), grace=parse_duration(grace))
+        settings = DetectionSettings(
+            window=parse_duration(window),
+            grace=parse_duration(grace),
+            false_tickets=_option("--false-tickets", budget, false_tickets),
+            false_tickets_for=_option("--false-tickets-for", budgets, false_tickets_for),
+        )
         history = detection.new_history("default", settings)
         for line in lines(file):
             history.add(line)
@@ -916,7 +928,7 @@ def backtest(
                 raise BadInput(f"cannot write {str(output)!r}: {exc.strerror}") from exc
         if html is not None:
             try:
-                report.write(html, report.page(file.name, history.records, history.tasks, tickets))
+                report.write(html, report.page(file.name, history.records, len(history.units), tickets))
             except OSError as exc:
                 raise BadInput(f"cannot write {str(html)!r}: {exc.strerror}") from exc
         out = terminal.console()
@@ -924,7 +936,7 @@ def backtest(
             out.print(terminal.backtest_table([msgspec.to_builtins(ticket) for ticket in tickets]))
         joint = sum(ticket.kind == "joint" for ticket in tickets)
         out.print(
-            f"{len(tickets):,} ticket{'' if len(tickets) == 1 else 's'} from {history.records:,} records of {history.tasks:,} tasks and services; "
+            f"{len(tickets):,} ticket{'' if len(tickets) == 1 else 's'} from {history.records:,} records of {len(history.units):,} tasks and services; "
             f"only the forest opened {joint:,}",
             highlight=False,
         )
@@ -1018,6 +1030,14 @@ def evaluate(
             return
         for shown in terminal.measures_view(measures, no_forest, grace_s):
             terminal.console().print(shown, highlight=False)
+
+
+def _option(name: str, parse: Callable[[str], _T], text: str) -> _T:
+    """Return what an option says, read as the setting of the same meaning is."""
+    try:
+        return parse(text)
+    except ValueError as exc:
+        raise BadInput(f"{name} is {text!r}; expected {exc}") from None
 
 
 def _read_json(path: Path, kind: type[_T]) -> _T:

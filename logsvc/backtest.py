@@ -259,9 +259,9 @@ class History:
         return self._services.get(unit)
 
     @property
-    def tasks(self) -> int:
-        """How many units there are."""
-        return len(self._units)
+    def units(self) -> list[str]:
+        """The units, ``task:NAME`` or ``service:NAME``."""
+        return list(self._units)
 
 
 def _alike(sent: Mapping[str, Any]) -> tuple[str, ...] | None:

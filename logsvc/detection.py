@@ -45,6 +45,7 @@ from detectors.base import (
     Judgement,
     score_of,
 )
+from detectors.calibrate import Budgets
 from detectors.explain import error_line, names, sentence, shared, title
 from detectors.incidents import Change, Facts, Incident, Incidents
 from detectors.templates import MAX_TEXTS, Merging
@@ -151,6 +152,7 @@ class Detection:
         self._state = state
         self._clock = clock
         self._on_change = on_change
+        self._settings = settings
         self._grid = Grid(_us(settings.window), _us(settings.grace))
         self._worker = _Worker()
         self._sessions: dict[str, _Session] = {}
@@ -316,6 +318,7 @@ class Detection:
             session.cursor_us = cutoff_us  # nothing to keep: after a crash it is skipped again
             return
         texts = self._texts(session.tenant, counts, session.known)
+        self._set_budgets(session.tenant, counts, cutoff_us, session.units)
         judgements, memory, model, judged = self._worker.advance(session.tenant, counts, cutoff_us, texts)
         self._windows += judged
         session.model = model
@@ -339,17 +342,36 @@ class Detection:
         blobs = self._state.blobs(tenant)
         memory = {key: blob.value for key, blob in blobs.items() if blob.version == _MEMORY_VERSION}
         incidents = Incidents(self._grid, tenant, memory.pop("incidents", None))
-        self._worker.start(tenant, self._grid, memory)
+        self._worker.start(tenant, self._grid, memory, self._settings.budget(tenant, "", None))
+        units: set[str] = set()
         known = Merging.ids(memory["templates"]) if "templates" in memory else set()
         floor = cursor // _DAY_US * _DAY_US - HORIZON_US
         for day in range(floor, cursor + 2 * _DAY_US, _DAY_US):
             counts = self._counts(tenant, Span(None, cursor), Span(day, day + _DAY_US))
             self._worker.restore(tenant, counts, cursor, self._texts(tenant, counts, known))
+            self._set_budgets(tenant, counts, cursor, units)
         down = (cursor, self._opened_us)
         if down[1] - down[0] > _BLIND_AFTER_US and blobs:
             self._worker.blind(tenant, *down)
         logger.info("detection: watches tenant {} from {}", tenant, format_us(cursor))
-        return _Session(tenant, cursor, self._grid, incidents, known)
+        return _Session(tenant, cursor, self._grid, incidents, known, units)
+
+    def _set_budgets(self, tenant: str, counts: Iterable[Count], cutoff_us: int, units: set[str]) -> None:
+        """Tell the worker the budgets of units that are new to ``units``, where some have their own."""
+        if not self._settings.false_tickets_for:
+            return
+        fresh = sorted({count.unit for count in counts} - units)
+        units.update(fresh)
+        budgets = {}
+        for unit in fresh:
+            service = None
+            if self._settings.has_services:
+                known = Range("event.ingested", None, cutoff_us, includes_high=False)
+                found = self._records(tenant, And((_unit_node(unit), known)), Span(), 1)
+                service = _text(found[0], "service.name") if found else None
+            budgets[unit] = self._settings.budget(tenant, unit, service)
+        if budgets:
+            self._worker.budgets(tenant, budgets)
 
     def _first_tick(self, tenant: str, target_us: int) -> int:
         """Return the tick before the tenant's first record; older than the horizon does not matter."""
@@ -616,11 +638,14 @@ def _facts(
 class _Session:
     """One tenant being judged: its cursor, its open incidents, and how far the state has been kept."""
 
-    def __init__(self, tenant: str, cursor_us: int, grid: Grid, incidents: Incidents, known: set[str]) -> None:
+    def __init__(
+        self, tenant: str, cursor_us: int, grid: Grid, incidents: Incidents, known: set[str], units: set[str]
+    ) -> None:
         self.tenant = tenant
         self.cursor_us = self.kept_us = cursor_us
         self.incidents = incidents
         self.known = known  # fingerprints whose texts the worker has
+        self.units = units  # whose budgets it has
         self.model = NO_MODEL
         self.is_empty = False
         self._grid = grid
@@ -641,8 +666,8 @@ class _Worker:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
 
-    def start(self, tenant: str, grid: Grid, memory: Mapping[str, bytes]) -> None:
-        """Begin anew with a tenant."""
+    def start(self, tenant: str, grid: Grid, memory: Mapping[str, bytes], budget: float) -> None:
+        """Begin anew with a tenant, whose units have this budget unless ``budgets`` says otherwise."""
         if self._process is None or not self._process.is_alive():
             self.close()
             context = multiprocessing.get_context("spawn")
@@ -651,11 +676,15 @@ class _Worker:
             self._process.start()
             theirs.close()
             self._pipe = ours
-        self._ask("start", tenant, grid, dict(memory))
+        self._ask("start", tenant, grid, dict(memory), budget)
 
     def restore(self, tenant: str, counts: list[Count], cutoff_us: int, texts: Mapping[str, str]) -> None:
         """Hand over counts from before the cursor; in as many parts as there are."""
         self._ask("restore", tenant, [tuple(c) for c in counts], cutoff_us, texts)
+
+    def budgets(self, tenant: str, units: Mapping[str, float]) -> None:
+        """Set the budgets of units, in false tickets a task and day."""
+        self._ask("budgets", tenant, units)
 
     def blind(self, tenant: str, start_us: int, end_us: int) -> None:
         """Say that nothing could arrive meanwhile."""
@@ -732,11 +761,13 @@ def work(pipe: Connection) -> None:
         try:
             match command:
                 case "start":
-                    grid, memory = arguments
-                    judges[tenant] = Judge(grid, memory)
+                    grid, memory, budget = arguments
+                    judges[tenant] = Judge(grid, memory, Budgets(budget))
                 case "restore":
                     counts, before_us, texts = arguments
                     judges[tenant].restore((Count(*c) for c in counts), before_us, texts)
+                case "budgets":
+                    judges[tenant].budgets.add(*arguments)
                 case "blind":
                     judges[tenant].blind(*arguments)
                 case "advance":
@@ -819,7 +850,9 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
 
         return _facts(judgement, first, lambda: history.service(judgement.unit))
 
-    engine = Engine(grid, history.tenant, describe)
+    own = {unit: settings.budget(history.tenant, unit, history.service(unit)) for unit in history.units}
+    budgets = Budgets(settings.budget(history.tenant, "", None), own)
+    engine = Engine(grid, history.tenant, describe, budgets=budgets)
 
     def advance(counts: Sequence[Count]) -> None:
         ids = {c.key for c in counts if c.dimension == Dimension.TEMPLATE.value} - known

@@ -168,6 +168,47 @@ def _name(value: str) -> str:
     return value
 
 
+_LEAST_BUDGET, _MOST_BUDGET = 0.0001, 1.0
+
+
+def _budget(value: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?|\.[0-9]{1,9}", value):
+        raise ValueError("false tickets a task and day, such as 0.01")
+    budget = float(value)
+    if not _LEAST_BUDGET <= budget <= _MOST_BUDGET:
+        raise ValueError(f"{_LEAST_BUDGET} to {_MOST_BUDGET:g} false tickets a task and day")
+    return budget
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BudgetFor:
+    """Another budget of false tickets, for a ``task``, a ``service`` or a ``tenant``."""
+
+    what: str
+    name: str
+    budget: float
+
+    def __str__(self) -> str:
+        return f"{self.what}:{self.name}={self.budget:g}"
+
+
+def _budgets(value: str) -> tuple[BudgetFor, ...]:
+    found: dict[tuple[str, str], BudgetFor] = {}
+    for part in filter(None, re.split(r"[,\s]+", value)):
+        match = re.fullmatch(r"(task|service|tenant):(.+)=([^=]*)", part)
+        if match is None:
+            raise ValueError("task:NAME=0.001, service:NAME=0.05 or tenant:NAME=0.1, separated by commas")
+        what, name, number = match.groups()
+        if (what, name) in found:
+            raise ValueError(f"{what}:{name} only once")
+        found[what, name] = BudgetFor(what, name, _budget(number))
+    return tuple(found.values())
+
+
+budget, budgets = _budget, _budgets
+"""How options of commands are read too."""
+
+
 def _data_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "logsvc"
 
@@ -208,6 +249,8 @@ _KINDS: dict[Callable[[str], Any], str] = {
     _store_url: "embedded or address",
     _database_url: "database address",
     _tenant: "name",
+    _budget: "number",
+    _budgets: "names and numbers",
     _name: "name",
 }
 
@@ -393,6 +436,31 @@ class DetectionSettings(_Part):
     grace: timedelta = _setting(
         "LOGSVC_GRACE", _duration, "60s", "How long after its end a window waits for late records before it is judged."
     )
+
+    false_tickets: float = _setting(
+        "LOGSVC_FALSE_TICKETS",
+        _budget,
+        "0.01",
+        "How many false tickets a task may open a day: more finds more and sooner, 0.0001 to 1.",
+    )
+    false_tickets_for: tuple[BudgetFor, ...] = _setting(
+        "LOGSVC_FALSE_TICKETS_FOR",
+        _budgets,
+        "",
+        "The same for some, as `task:NAME=0.001, service:NAME=0.05, tenant:NAME=0.1`; the nearest counts, a task's first.",
+    )
+
+    def budget(self, tenant: str, unit: str, service: str | None) -> float:
+        """Return the budget of a unit, ``task:NAME`` or ``service:NAME``, that runs in ``service``."""
+        of = {(one.what, one.name): one.budget for one in self.false_tickets_for}
+        kind, _, name = unit.partition(":")
+        near = ((kind, name), ("service", service or ""), ("tenant", tenant))
+        return next((of[key] for key in near if key in of), self.false_tickets)
+
+    @property
+    def has_services(self) -> bool:
+        """Return whether a unit's budget depends on its service."""
+        return any(one.what == "service" for one in self.false_tickets_for)
 
     @property
     def step(self) -> timedelta:
@@ -661,7 +729,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, tuple[str, str]]]:
             text = " ".join(value)
         elif isinstance(value, bool):
             text = str(value).lower()
-        elif isinstance(value, str | int):
+        elif isinstance(value, str | int | float):
             text = str(value)
         else:
             raise SettingsError(f"{key} in {path} is {value!r}; expected {row.kind}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -18,7 +19,7 @@ from logsvc.detection import Detection, work
 from logsvc.errors import StoreUnavailable
 from logsvc.query import Node, parse
 from logsvc.records import Entry
-from logsvc.settings import DetectionSettings
+from logsvc.settings import BudgetFor, DetectionSettings
 from logsvc.state import Blob, State, open_state
 from logsvc.store import Hit, Order, Page, Position, Span, WindowCount
 from logsvc.tickets import Severity, Ticket, TicketState
@@ -138,7 +139,8 @@ class WatchedState:
 class Bench:
     """Detection over made-up records, and a clock that the test moves."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: DetectionSettings | None = None) -> None:
+        self.settings = settings or DetectionSettings()
         self.state = WatchedState(open_state(f"sqlite:///{path / 'state.db'}"))
         self.store = MemoryStore()
         self.pipeline = Pipeline()
@@ -146,7 +148,7 @@ class Bench:
         self.detection = self.make()
 
     def make(self) -> Detection:
-        cut = DetectionSettings(window=timedelta(minutes=5), grace=timedelta(seconds=60))
+        cut = dataclasses.replace(self.settings, window=timedelta(minutes=5), grace=timedelta(seconds=60))
         return Detection(self.store, self.pipeline, self.state, cut, clock=self.clock)  # type: ignore[arg-type]
 
     def restart(self) -> None:
@@ -367,6 +369,25 @@ def test_tenants_are_judged_apart(bench: Bench) -> None:
     bench.go(NOW_US + 10_000_000)
     assert bench.state.wait_for_event("anomaly.opened").tenant == "other"
     assert {ticket.tenant for _, ticket in bench.state.events} == {"other"}
+
+
+@pytest.mark.slow
+def test_a_service_has_a_budget_of_its_own_also_after_a_restart(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, DetectionSettings(false_tickets_for=(BudgetFor("service", "billing", 0.0001),)))
+    begin = NOW_US + MINUTE_US
+    bench.add(history(per_minute=10))
+    for unit, n in zip(TASKS, (7, 8), strict=True):
+        bench.add(normal(unit, NOW_US, NOW_US + 10 * MINUTE_US, seed=4, per_minute=10))
+        bench.add(burst(unit, begin, n=n, minutes=4, template=f"{unit}-known-1"))
+    bench.detection.open()
+    bench.go(NOW_US + MINUTE_US)
+    bench.state.wait_for_cursor(NOW_US + MINUTE_US)
+    bench.restart()
+    bench.go(NOW_US + 10 * MINUTE_US)
+    assert bench.state.wait_for_event("anomaly.opened").task == "email.send"
+    bench.state.wait_for_cursor(NOW_US + 10 * MINUTE_US)
+    assert {ticket.task for _, ticket in bench.state.events} == {"email.send"}
+    bench.detection.close()
 
 
 def test_a_worker_whose_asker_was_killed_meanwhile_ends_without_a_word() -> None:

@@ -114,7 +114,7 @@ def test_what_cannot_be_used_stops_the_start_and_says_the_way_out(environ: dict[
         ("[server]\nprot = 1", r"unknown key server.prot in .*; the nearest known is server.port"),
         ("[servers]\nport = 1", r"unknown key servers"),
         ("port = 1", r"unknown key port in .*; the nearest known is server.port"),
-        ("[server]\nport = 1.5", r"server.port in .* is 1.5; expected number"),
+        ("[server]\nport = 1.5", r"server.port. from .* is .1.5.; expected a whole number"),
         ("[server.port]\nx = 1", r"server.port in .*expected number"),
         ("server = 3", r"unknown key server"),
         ("[server", r"is not TOML"),
@@ -222,3 +222,35 @@ def test_the_service_reaches_itself_wherever_it_listens(tmp_path: Path) -> None:
         ("10.0.0.7", "http://10.0.0.7:81"),
     ):
         assert load(environ={**environ, "LOGSVC_HOST": host}).own_url == url
+
+
+def test_the_nearest_budget_of_false_tickets_counts() -> None:
+    text = "task:billing.charge=0.001, service:billing=0.05 tenant:acme=0.1"
+    detection = load(environ={"LOGSVC_FALSE_TICKETS": "0.02", "LOGSVC_FALSE_TICKETS_FOR": text}).detection
+    assert detection.budget("acme", "task:billing.charge", "billing") == 0.001
+    assert detection.budget("acme", "task:billing.refund", "billing") == 0.05
+    assert detection.budget("acme", "service:billing", "billing") == 0.05
+    assert detection.budget("acme", "task:email.send", "email") == 0.1
+    assert detection.budget("other", "task:email.send", None) == 0.02
+    assert [str(one) for one in detection.false_tickets_for] == text.replace(",", "").split()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("host:a=0.1", "task:NAME=0.001, service:NAME=0.05 or tenant:NAME=0.1"),
+        ("task:a=5", "0.0001 to 1 false tickets a task and day"),
+        ("task:a=many", "false tickets a task and day, such as 0.01"),
+        ("task:a=0.1,task:a=0.2", "task:a only once"),
+    ],
+)
+def test_a_budget_that_cannot_be_read_says_what_was_expected(text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        load(environ={"LOGSVC_FALSE_TICKETS_FOR": text})
+
+
+def test_a_budget_may_be_a_number_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "logsvc.toml"
+    file.write_text('[detection]\nfalse_tickets = 0.03\nfalse_tickets_for = ["task:a=0.1", "tenant:b=0.2"]\n')
+    detection = load(file, environ={}).detection
+    assert (detection.false_tickets, len(detection.false_tickets_for)) == (0.03, 2)

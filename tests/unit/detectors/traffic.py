@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from detectors.base import DAY_US, TICK_US, Count, Grid, Judgement
+from detectors.calibrate import Budgets
 from detectors.engine import Engine
 from detectors.incidents import Change, ChangeKind, Facts, Incident
 from detectors.templates import Merging
@@ -110,11 +111,16 @@ def facts(judgement: Judgement) -> Facts:
 
 
 def replay(
-    events: Sequence[Event], until_us: int, *, cut: Grid | None = None, restart_at: Sequence[int] = ()
+    events: Sequence[Event],
+    until_us: int,
+    *,
+    cut: Grid | None = None,
+    restart_at: Sequence[int] = (),
+    budgets: Budgets | None = None,
 ) -> list[Change]:
     """Run the engine over the events' ticks through ``until_us``; start anew from what is kept at ``restart_at``."""
     cut = cut or grid()
-    engine = Engine(cut, "default", facts)
+    engine = Engine(cut, "default", facts, budgets=budgets)
     by_tick: dict[int, list[Event]] = {}
     for event in events:
         by_tick.setdefault(event.ingested_us // TICK_US * TICK_US + TICK_US, []).append(event)
@@ -128,7 +134,7 @@ def replay(
             memory |= engine.judge.memory()
             before = [e for e in events if e.ingested_us < cutoff - TICK_US]
             horizon = engine.judge.horizon_us(cutoff - TICK_US)
-            engine = Engine(cut, "default", facts, memory, engine.incidents.encode())
+            engine = Engine(cut, "default", facts, memory, engine.incidents.encode(), budgets)
             known = Merging.ids(memory["templates"]) if "templates" in memory else set()
             engine.judge.restore(counts((e for e in before if e.time_us >= horizon), cut.step_us), cutoff - TICK_US)
         delta = by_tick.get(cutoff, [])
