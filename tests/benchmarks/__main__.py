@@ -25,19 +25,30 @@ import httpx
 from logsvc import terminal
 from tests.support import elasticsearch
 
-PLAIN = ("logging_call", "agent", "ingest_cpu", "journal_cpu", "embedded_store", "detection", "templates")
+PLAIN = (
+    "logging_call",
+    "agent",
+    "ingest_cpu",
+    "journal_cpu",
+    "embedded_store",
+    "detection",
+    "detection_quality",
+    "templates",
+)
 WITH_SERVER = ("elastic_store", "http_embedded", "http_elasticsearch")
 ALL = (*PLAIN, *WITH_SERVER)
 HISTORY = Path(__file__).parent / "history.ndjson"
 
 
-def _run(name: str, url: str | None, records: int) -> dict[str, Any]:
+def _run(name: str, url: str | None, records: int, *, is_full: bool) -> dict[str, Any]:
     if name.startswith("http_"):
         from tests.benchmarks import over_http
 
         assert url is not None
         return over_http.embedded(url, records) if name == "http_embedded" else over_http.elasticsearch(url)
     run: Callable[..., dict[str, Any]] = importlib.import_module(f"tests.benchmarks.{name}").run
+    if name == "detection_quality":
+        return run(is_full=is_full)
     return run(url) if name in WITH_SERVER else run()
 
 
@@ -90,6 +101,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(ALL)}")
     parser.add_argument("--records", type=int, default=200_000, help="records of http_embedded (default %(default)s)")
+    parser.add_argument("--full", action="store_true", help="all of detection_quality, the better part of an hour")
     parser.add_argument("--keep", action="store_true", help="add the figures to history.ndjson")
     asked = parser.parse_args(arguments)
     names = asked.names
@@ -103,7 +115,7 @@ def main(arguments: list[str]) -> int:
             results["elasticsearch"] = _server_settings(url)
         for name in chosen:
             print(f"{name} …", file=sys.stderr, flush=True)
-            results[name] = _run(name, url, asked.records)
+            results[name] = _run(name, url, asked.records, is_full=asked.full)
 
     if set(chosen) & set(WITH_SERVER):
         with elasticsearch.server("bench") as url:

@@ -1,6 +1,6 @@
 """What detection costs: 5,000 tasks with eight days behind them, judged minute by minute; and a replay of a day.
 
-How well it does, ``logsvc evaluate`` says.
+How well it does, detection_quality.py says.
 """
 
 from __future__ import annotations
