@@ -1148,32 +1148,35 @@ class EmbeddedStore:
         deadline = _Deadline(timeout_s)
         if span.start_us is not None and span.end_us is not None:
             _check_buckets((span.end_us - 1) // interval_us - span.start_us // interval_us + 1, interval_us)
-        top = None
+        top: list[str] = []
+        rest_is_missing = True  # what no value of ``top`` accounts for; else it must be asked
         if by is not None:
             ranked = _ranked(self._value_counts(tenant, query, span, by, "", deadline))
             top = [value for value, _ in ranked[:_TOP_VALUES]]
+            rest_is_missing = len(ranked) <= _TOP_VALUES and by not in _LISTS
         counts: Counter[int] = Counter()
         split: dict[int, Counter[str]] = {}
         for view in self._views(tenant, span):
             deadline.check()
             wanted = _all([view.compiler.compile(query), self._within(view, "_us", span)])
-            _add_histogram(counts, view.searcher, wanted, interval_us)
+            if by is None or not top:
+                _add_histogram(counts, view.searcher, wanted, interval_us)
+            else:
+                _add_histogram_by(counts, split, view.searcher, wanted, interval_us, by, top)
             _check_buckets(len(counts), interval_us)
-            if by is None or top is None:
-                continue
-            missing: Counter[int] = Counter()
-            nothing = _all([wanted, view.compiler.compile(Not(Exists(by)))])
-            _add_histogram(missing, view.searcher, nothing, interval_us)
-            for start, count in missing.items():
-                split.setdefault(start, Counter())[""] += count
-            for start, value, count in _histogram_by(view.searcher, wanted, interval_us, by, top):
-                split.setdefault(start, Counter())[value] += count
+            if by is not None and not rest_is_missing:
+                missing: Counter[int] = Counter()
+                nothing = _all([wanted, view.compiler.compile(Not(Exists(by)))])
+                _add_histogram(missing, view.searcher, nothing, interval_us)
+                for start, count in missing.items():
+                    split.setdefault(start, Counter())[""] += count
         buckets = []
         for start, count in sorted(counts.items()):
             by_value = dict(split.get(start, {}))
             rest = count - sum(by_value.values()) if by is not None else 0
             if rest > 0:
-                by_value["*"] = by_value.get("*", 0) + rest
+                value = "" if rest_is_missing else "*"
+                by_value[value] = by_value.get(value, 0) + rest
             buckets.append(Bucket(start, count, by_value))
         return buckets
 
@@ -1570,30 +1573,45 @@ def _aggregated(view: _View, query: Query, asked: dict[str, Any]) -> Iterator[di
 
 
 def _add_histogram(counts: Counter[int], searcher: tantivy.Searcher, query: Query, interval_us: int) -> None:
-    try:
-        found = searcher.aggregate(query, {"time": {"histogram": _steps(interval_us)}})
-    except ValueError as exc:
-        raise QueryTooExpensive(f"too many intervals of {interval_us} µs; take a longer one") from exc
-    for bucket in found["time"]["buckets"]:
+    for bucket in _intervals(searcher, query, interval_us, {}):
         counts[round(bucket["key"])] += bucket["doc_count"]
 
 
-def _histogram_by(
-    searcher: tantivy.Searcher, query: Query, interval_us: int, by: str, values: list[str]
-) -> Iterator[tuple[int, str, int]]:
+def _intervals(
+    searcher: tantivy.Searcher, query: Query, interval_us: int, within: dict[str, Any]
+) -> list[dict[str, Any]]:
+    try:
+        found = searcher.aggregate(query, {"time": {"histogram": _steps(interval_us), "aggs": within}})
+    except ValueError as exc:
+        raise QueryTooExpensive(f"too many intervals of {interval_us} µs; take a longer one") from exc
+    buckets: list[dict[str, Any]] = found["time"]["buckets"]
+    return buckets
+
+
+def _add_histogram_by(
+    counts: Counter[int],
+    split: dict[int, Counter[str]],
+    searcher: tantivy.Searcher,
+    query: Query,
+    interval_us: int,
+    by: str,
+    values: list[str],
+) -> None:
+    """Add a histogram to ``counts``, and how often each of some values occurs to ``split``."""
     terms = [_term(by, value) for value in values]
-    if not terms:
-        return
+    key = terms[0][1][: -len(values[0])] if values[0] else terms[0][1]  # of a label; empty otherwise
     # In parts, so that buckets times values stay below tantivy's bound.
     size = _MAX_TERMS // (MAX_BUCKETS + 1)
-    for start in range(0, len(terms), size):
-        part = terms[start : start + size]
+    for first in range(0, len(terms), size):
+        part = terms[first : first + size]
         include = {"field": part[0][0], "include": [term for _, term in part], "size": size, "segment_size": size}
-        asked = {"time": {"histogram": _steps(interval_us), "aggs": {"by": {"terms": include}}}}
-        key = part[0][1][: -len(values[start])] if values[start] else part[0][1]
-        for bucket in searcher.aggregate(query, asked)["time"]["buckets"]:
+        for bucket in _intervals(searcher, query, interval_us, {"by": {"terms": include}}):
+            start = round(bucket["key"])
+            if not first:
+                counts[start] += bucket["doc_count"]
+            of_start = split.setdefault(start, Counter())
             for value in bucket["by"]["buckets"]:
-                yield round(bucket["key"]), value["key"][len(key) :], value["doc_count"]
+                of_start[value["key"][len(key) :]] += value["doc_count"]
 
 
 def _add_window_counts(totals: Counter[tuple[str, int, Dimension, str]], found: dict[str, Any]) -> None:

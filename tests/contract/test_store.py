@@ -356,6 +356,12 @@ def test_a_histogram_splits_by_a_field(store: Store) -> None:
     assert sum((Counter(b.by) for b in by_version), Counter()) == {"": 9}
 
 
+def test_a_histogram_counts_a_record_of_several_values_with_each(store: Store) -> None:
+    put(store, [make_entry(n, tags=tags) for n, tags in enumerate([["a", "b"], ["a"], []], 1)])
+    (bucket,) = store.histogram("default", ALL, Span(), interval_us=DAY_US, by="tags")
+    assert (bucket.count, bucket.by) == (3, {"a": 2, "b": 1, "": 1})
+
+
 def test_a_histogram_sums_rare_values(store: Store) -> None:
     entries = [make_entry(n, T0 + n, service=f"s{min(n, 150 - n) % 120}") for n in range(1, 150)]
     put(store, entries)
