@@ -52,6 +52,7 @@ from detectors.signals import (
     habits,
     is_quiet,
     lulls,
+    may_be_silent,
     silence,
 )
 from detectors.templates import Merging
@@ -95,26 +96,35 @@ class _Mark:
 
 @dataclass(slots=True)
 class _Unit:
-    """What is known of a unit; ``bases`` are baselines that still hold, one by the block and one by the window."""
+    """What is known of a unit; ``bases`` are baselines that still hold, by the step they end before: two by the block, one by the window."""
 
     series: Series
     live_since: int | None = None
     marks: dict[int, _Mark] = field(default_factory=dict)
-    bases: dict[bool, Baseline] = field(default_factory=dict)
+    bases: dict[int, Baseline] = field(default_factory=dict)
     habit: Habit | None = None
     newest_mark: int = -1
+    calm: set[int] = field(default_factory=set)  # windows ahead that are known to be nothing; see ``Judge.expect``
+    lively: set[int] = field(default_factory=set)  # windows ahead that are known to be no silence
 
-    def baseline(self, until: int, grid: Grid, *, is_block: bool = True) -> Baseline:
+    def baseline(self, until: int, grid: Grid) -> Baseline:
         """Return the baseline before the step ``until``, learned anew only if something changed."""
-        base = self.bases.get(is_block)
-        if base is None or base.until != until:
-            base = self.bases[is_block] = learn(self.series, until, grid)
+        base = self.bases.get(until)
+        if base is None:
+            base = learn(self.series, until, grid)
+            is_block = until % BLOCK_STEPS == 0
+            alike = [other for other in self.bases if (other % BLOCK_STEPS == 0) == is_block]
+            if len(alike) > is_block:
+                del self.bases[min(alike)]
+            self.bases[until] = base
         return base
 
     def change(self, step: int) -> None:
         """Say that something changed from ``step`` on."""
-        for key in [key for key, base in self.bases.items() if step < base.until]:
-            del self.bases[key]
+        self.calm.clear()
+        self.lively.clear()
+        for until in [until for until in self.bases if step < until]:
+            del self.bases[until]
         if self.habit is not None and step < self.habit.low:
             self.habit = None
 
@@ -158,6 +168,9 @@ class Judge:
         self._previous_us: int | None = None  # the last tick with counts or windows due
         self._blind: list[tuple[int, int]] = []
         self._is_changed = False
+        self._expected: set[int] = set()  # ticks of which counts were taken in ahead
+        self._settled: dict[str, _Unit] = {}  # units whose windows were looked at ahead, through this step
+        self._ahead = -1
         self.judged = 0
         self._kept: dict[str, tuple[int | None, dict[int, _Mark]]] = {}
         memory = memory or {}
@@ -271,9 +284,12 @@ class Judge:
             self._remember()
         self.prepare()
         self._trim(cutoff_us)
-        self._templates.add(texts or {}, cutoff_us)
+        is_relearned = self._templates.add(texts or {}, cutoff_us)
         touched = self._add(delta, cutoff_us)
         due, before = self.grid.due_through(cutoff_us), self.grid.due_through(cutoff_us - TICK_US)
+        again = self._settled if is_relearned else touched.keys() & self._settled
+        if again and due < self._ahead:
+            self._look_ahead([(name, self._settled[name]) for name in sorted(again)], due + 1, self._ahead)
         out: list[Judgement] = []
         candidates: list[_Candidate] = []
         tasks: list[_Task] = []
@@ -283,16 +299,107 @@ class Judge:
             if due > before and unit.series.last >= before - _LOOK_BACK:
                 steps.extend(range(max(before + 1, unit.series.first), due + 1))
             self.judged += len(steps)
+            if unit.calm:
+                steps = [step for step in steps if step not in unit.calm]
             if steps:
                 tasks.append(_Task(name, unit, steps))
         self._judge(tasks, due - self.grid.day_steps(), out, candidates)
         self._judge_jointly(candidates, out)
         for step in range(before + 1, due + 1):
             self._judge_silence(step, out)
-        if touched or due > before:
+        if touched or due > before or cutoff_us in self._expected:
             self._previous_us = cutoff_us
         out.sort(key=lambda j: (j.window_end_us, j.unit, j.kind))
         return out
+
+    # Ahead -----------------------------------------------------------------------------------------------------------
+
+    def expect(self, ticks: Sequence[tuple[int, Sequence[Count]]]) -> list[list[Count]]:
+        """Take in ahead what coming ticks bring on time, for a replay; return what is left of each, for ``advance``.
+
+        No window looks beyond its end, so what comes on time may come early: the outcome is the same.
+        But an hour's windows can be looked at together, and those in which nothing stirs are passed
+        over when they are due. That holds until something changes that unit's past: then they are looked
+        at once more after a late record, and not after an odd window.
+
+        Args:
+            ticks: Rising, all those with counts after a full hour and through the next.
+        """
+        left = [list(counts) for _, counts in ticks]
+        grid = self.grid
+        is_aligned = grid.step_us % TICK_US == 0 == grid.grace_us % grid.step_us == _HOUR_US % grid.step_us
+        if not ticks or self._previous_us is None or not is_aligned:
+            return left
+        if self._kept:
+            self._remember()
+        self.prepare()
+        before = grid.due_through(self._previous_us)
+        settled = {name: unit for name, unit in self._units.items() if self._is_settled(unit, before)}
+        known = self._templates.of
+        for _, counts in ticks:
+            for count in counts:
+                unit = settled.get(count.unit)
+                if unit is not None and (
+                    unit.series.last < before - _LOOK_BACK  # it begins anew, and when that is matters
+                    or (count.dimension == "template" and count.key not in known)
+                ):
+                    del settled[count.unit]
+        self._expected = {cutoff for cutoff, counts in ticks if counts}
+        for at, (cutoff_us, counts) in enumerate(ticks):
+            due = grid.due_through(cutoff_us - TICK_US)
+            newest = (cutoff_us + _FUTURE_US) // grid.step_us
+            late: list[Count] = []
+            for count in counts:
+                step = count.step_us // grid.step_us
+                if due < step <= newest and count.unit in settled:
+                    settled[count.unit].series.add(count, step)
+                else:
+                    late.append(count)
+            left[at] = late
+        self._settled, self._ahead = settled, grid.due_through(ticks[-1][0])
+        self._look_ahead(list(settled.items()), before + 1, self._ahead)
+        return left
+
+    def _is_settled(self, unit: _Unit, before: int) -> bool:
+        """Return whether a unit goes on as it is: live, known, and not odd for a while."""
+        return (
+            unit.live_since is not None
+            and unit.newest_mark < before - _HOLD_STEPS
+            and not unit.baseline((before + 1) // BLOCK_STEPS * BLOCK_STEPS, self.grid).is_learning
+        )
+
+    def _look_ahead(self, units: Sequence[tuple[str, _Unit]], low: int, high: int) -> None:
+        """Find the windows from ``low`` through ``high`` in which nothing stirs."""
+        for _, unit in units:
+            unit.calm, unit.lively = set(), set()
+        while low <= high:
+            start = low - low % BLOCK_STEPS
+            width = min(start + BLOCK_STEPS, high + 1) - low
+            for first in range(0, len(units), _BATCH_UNITS):
+                batch = units[first : first + _BATCH_UNITS]
+                found = evaluate(
+                    [self._stretch(unit, unit.baseline(start, self.grid), low, low + width) for _, unit in batch],
+                    width,
+                    self.grid,
+                )
+                strengths = self._strengths(found, [name for name, _ in batch])
+                stirs = (strengths.max(axis=0) >= 1) | (found.short >= _HOLD_SURPRISE)
+                if self._forest is not None:
+                    stirs |= Forest.may_raise(strengths.reshape(len(CHANNELS), -1)).reshape(stirs.shape)
+                for (_, unit), calm in zip(batch, ~stirs, strict=True):
+                    unit.calm.update((low + np.flatnonzero(calm)).tolist())
+                watched = {
+                    name: Watched(unit.series, unit.baseline(start, self.grid), unit.live_since)
+                    for name, unit in batch
+                    if unit.live_since is not None
+                }
+                names = list(watched)
+                self._learn_habits(names, watched, low)
+                habits = [habit for name in names if (habit := self._units[name].habit) is not None]
+                may = may_be_silent(list(watched.values()), habits, low, width)
+                for name, lively in zip(names, ~may, strict=True):
+                    self._units[name].lively.update((low + np.flatnonzero(lively)).tolist())
+            low += width
 
     # Counts ----------------------------------------------------------------------------------------------------------
 
@@ -333,6 +440,8 @@ class Judge:
             for step in [step for step in unit.marks if step < before]:
                 self._set_mark(unit, step, None)
             unit.bases.clear()
+            unit.calm.clear()
+            unit.lively.clear()
             unit.habit = None
             unit.series.templates.trim(before)
             unit.series.customers.trim(before)
@@ -383,20 +492,25 @@ class Judge:
         if base.is_learning:
             # It looks back to the last window's edge, for it has little else.
             until = max(low - 2 * STEPS_PER_WINDOW + 1, unit.series.first)
-            base = unit.baseline(until - until % STEPS_PER_WINDOW, self.grid, is_block=False)
+            base = unit.baseline(until - until % STEPS_PER_WINDOW, self.grid)
             limit = low - low % STEPS_PER_WINDOW + STEPS_PER_WINDOW
         end = index
         while end < len(steps) and steps[end] < limit and steps[end] - low == end - index:
             end += 1
         task.done = end
+        return self._stretch(unit, base, low, steps[end - 1] + 1), end - index
+
+    @staticmethod
+    def _stretch(unit: _Unit, base: Baseline, low: int, high: int) -> Stretch:
+        """Return the windows ``[low, high)`` of a unit."""
         blank = []
         if unit.newest_mark >= low - _TREND_STEPS:
             blank = [
                 (mark.start, at + 1)
                 for at, mark in unit.marks.items()
-                if low - _TREND_STEPS <= at < steps[end - 1] + 1 and mark.kind != _TREND_MARK
+                if low - _TREND_STEPS <= at < high and mark.kind != _TREND_MARK
             ]
-        return Stretch(unit.series, base, low, blank), end - index
+        return Stretch(unit.series, base, low, blank)
 
     def _judge_batch(
         self,
@@ -406,8 +520,7 @@ class Judge:
         candidates: list[_Candidate],
     ) -> None:
         found = evaluate([stretch for _, stretch in batch], width, self.grid)
-        cuts = np.array([self.budgets.cuts(task.name) for task, _ in batch]).T[:, :, None]
-        strengths = found.surprise / cuts
+        strengths = self._strengths(found, [task.name for task, _ in batch])
         is_learning = np.array([stretch.base.is_learning for _, stretch in batch])[:, None]
         all_raised = np.where(is_learning, found.plain, strengths.max(axis=0) >= 1)
         all_interesting = all_raised | (found.short >= _HOLD_SURPRISE)
@@ -441,6 +554,11 @@ class Judge:
                     self._set_mark(unit, step, None)
                     continue
                 self._report(task.name, unit, step, found, (place, at), raises[at], base.is_learning, out)
+
+    def _strengths(self, found: Evaluation, names: Sequence[str]) -> FloatArray:
+        """Return the surprises over each unit's cuts, shape (channel, unit, window)."""
+        strengths: FloatArray = found.surprise / np.array([self.budgets.cuts(name) for name in names]).T[:, :, None]
+        return strengths
 
     def _report(
         self,
@@ -588,34 +706,39 @@ class Judge:
     # Silence ---------------------------------------------------------------------------------------------------------
 
     def _judge_silence(self, step: int, out: list[Judgement]) -> None:
-        watched: dict[str, Watched] = {}
         low: list[str] = []
+        passed: list[str] = []
+        held: set[str] = set()
         oldest = step - _SCHEDULE_DAYS * self.grid.day_steps()
         for name in sorted(self._units):
             unit = self._units[name]
             previous = unit.marks.get(step - 1)
             if previous is not None and previous.kind == "silence":
                 self._hold_silence(name, unit, step, previous, out)
-            elif unit.live_since is not None and unit.series.last > oldest:
-                base = unit.baseline(step - step % BLOCK_STEPS, self.grid)
-                if base.is_learning:
-                    continue
-                watched[name] = Watched(unit.series, base, unit.live_since)
-                if unit.series.records_in(step + 1 - _QUIET_STEPS, step + 1) <= _QUIET_RECORDS:
-                    low.append(name)
+                held.add(name)
+            elif step in unit.lively:
+                passed.append(name)
+            elif unit.series.last > oldest and self._is_low(unit, step):
+                low.append(name)
         if not low:
             return
-        seen = self._lulls(low, watched, step)
-        quiet = np.flatnonzero(is_quiet(seen.k, seen.expected).any(axis=1)).tolist()
-        if not quiet:
+        seen, watched = self._lulls(low, step)
+        if not is_quiet(seen.k, seen.expected).any():
             return
+        if passed:
+            low = sorted(low + [name for name in passed if self._is_low(self._units[name], step)])
+            seen, watched = self._lulls(low, step)
+        quiet = np.flatnonzero(is_quiet(seen.k, seen.expected).any(axis=1)).tolist()
         # How lively everything is: a holiday or a broken network is not one task's silence.
-        are_low = set(low)
-        others = [name for name in watched if name not in are_low]
+        others = []
+        for name in sorted(self._units.keys() - held - watched.keys()):
+            unit = self._units[name]
+            if unit.series.last > oldest and self._watched(unit, step) is not None:
+                others.append(name)
         others = others[:: max(1, len(others) // _FLEET_UNITS)]
         fleet_k, fleet_usual = seen.k.sum(axis=0), seen.usual.sum(axis=0)
         if others:
-            found = self._lulls(others, watched, step)
+            found, _ = self._lulls(others, step)
             fleet_k, fleet_usual = fleet_k + found.k.sum(axis=0), fleet_usual + found.usual.sum(axis=0)
         for place in quiet:
             name = low[place]
@@ -633,8 +756,15 @@ class Judge:
             finding = Finding("silence", "records", came, usual, strength, length * self.grid.step_us)
             out.append(self._silent(name, unit, start, step, strength, [finding]))
 
-    def _lulls(self, names: Sequence[str], watched: Mapping[str, Watched], step: int) -> Lull:
-        """Return what silence is judged by; the habits of past days are found once a block."""
+    def _watched(self, unit: _Unit, step: int) -> Watched | None:
+        """Return a unit as one that can fall silent, None if it cannot."""
+        if unit.live_since is None:
+            return None
+        base = unit.baseline(step - step % BLOCK_STEPS, self.grid)
+        return None if base.is_learning else Watched(unit.series, base, unit.live_since)
+
+    def _learn_habits(self, names: Sequence[str], watched: Mapping[str, Watched], step: int) -> None:
+        """Find what past days say of units, once a block."""
         # Where a day is shorter than a block, its later windows rest on what the block itself brings.
         width = BLOCK_STEPS if self.grid.day_steps() >= BLOCK_STEPS else 1
         first = step - step % width
@@ -645,8 +775,18 @@ class Judge:
             pairs = [(watched[names[i]].series, watched[names[i]].base) for i in some]
             for i, habit in zip(some, habits(pairs, first, width, self.grid, self._blind), strict=True):
                 units[i].habit = habit
-        found = [unit.habit for unit in units if unit.habit is not None]
-        return lulls([watched[name] for name in names], found, step, self.grid, self._blind)
+
+    def _is_low(self, unit: _Unit, step: int) -> bool:
+        """Return whether next to nothing came of a unit that can fall silent."""
+        records = unit.series.records_in(step + 1 - _QUIET_STEPS, step + 1)
+        return records <= _QUIET_RECORDS and self._watched(unit, step) is not None
+
+    def _lulls(self, names: Sequence[str], step: int) -> tuple[Lull, dict[str, Watched]]:
+        """Return what silence is judged by, and of what."""
+        watched = {name: one for name in names if (one := self._watched(self._units[name], step)) is not None}
+        self._learn_habits(names, watched, step)
+        found = [habit for name in names if (habit := self._units[name].habit) is not None]
+        return lulls(list(watched.values()), found, step, self.grid, self._blind), watched
 
     def _hold_silence(self, name: str, unit: _Unit, step: int, previous: _Mark, out: list[Judgement]) -> None:
         """A unit that fell silent stays so until its records return, for a day at most."""
@@ -771,6 +911,10 @@ class Engine:
     def is_idle(self, cutoff_us: int) -> bool:
         """Return whether a tick without counts can be left out."""
         return self.judge.is_idle(cutoff_us) and not self.incidents.is_over_due(cutoff_us)
+
+    def expect(self, ticks: Sequence[tuple[int, Sequence[Count]]]) -> list[list[Count]]:
+        """Take in ahead what coming ticks bring on time; see ``Judge.expect``."""
+        return self.judge.expect(ticks)
 
     def advance(self, delta: Iterable[Count], cutoff_us: int, texts: Mapping[str, str] | None = None) -> list[Change]:
         """Take one tick's counts; return how incidents changed. ``judgements`` has the tick's odd windows."""

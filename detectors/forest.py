@@ -20,6 +20,7 @@ import io
 from datetime import UTC, datetime
 
 import numpy as np
+from sklearn import config_context
 from sklearn.ensemble import IsolationForest
 
 from detectors.base import CHANNELS
@@ -54,9 +55,11 @@ class Forest:
             raised = rng.choice(len(CHANNELS), size=int(rng.integers(1, 4)), replace=False)
             row[raised] = np.maximum(row[raised], rng.uniform(0.3, _CEILING, size=len(raised)))
         data = np.concatenate([clean, anchors])
-        self._trees = IsolationForest(
-            n_estimators=_TREES, max_samples=min(_MAX_SAMPLES, len(data)), random_state=seed, n_jobs=1
-        ).fit(data)
+        # Of each tree all parameters would be looked at again, which takes as long as growing it.
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            self._trees = IsolationForest(
+                n_estimators=_TREES, max_samples=min(_MAX_SAMPLES, len(data)), random_state=seed, n_jobs=1
+            ).fit(data)
         self._cut = max(float(self._oddness(clean).max()), 0.5) + _MARGIN
 
     @classmethod

@@ -58,6 +58,10 @@ _PLAIN_US = 300_000_000
 """Plain rules look back as long as this, so that ten failures are as many however short windows are."""
 _PLAIN_STEPS = (1, 2, 3, 5, 10, 15, 30, 60)
 _SILENCE_DAYS = 7
+_MIN_EXPECTED = 5
+_MIN_LEVEL = 10
+_SILENCE_SPAN = 3 * SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
+"""Steps that silence looks back over: the longest scale, and twice that before."""
 _MIN_SCHEDULED = 20
 _LATE_STEPS = 3 * STEPS_PER_WINDOW
 """A batch may come so much later than it ever did."""
@@ -420,7 +424,7 @@ def habits(
 ) -> list[Habit]:
     """Return the habits of units for ``width`` windows, from past days only, so that they hold as long as those do."""
     size, day = len(watched), grid.day_steps()
-    span = 3 * SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
+    span = _SILENCE_SPAN
     lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)
     days = np.arange(1, _SILENCE_DAYS + 1)
     starts = [low + 1 - span - j * day for j in days.tolist()]
@@ -462,6 +466,29 @@ def habits(
     return [Habit(low, one) for one in values]
 
 
+def may_be_silent(watched: Sequence[Watched], known: Sequence[Habit], low: int, width: int) -> BoolArray:
+    """Return where ``lulls`` may find a unit quiet, never too seldom; shape (units, windows).
+
+    For many windows at once: ``known`` are the habits of the block that the windows lie in.
+    """
+    n = np.zeros((len(watched), _SILENCE_SPAN + width - 1))
+    odd = np.zeros(n.shape[1], np.bool_)
+    for index, (series, _, _) in enumerate(watched):
+        series.copy_records(low + 1 - _SILENCE_SPAN, low + width, n[index], odd)
+    lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)[:, None]
+    ends = _SILENCE_SPAN + np.arange(width)
+    total = _cumulated(n)
+    tail = total[:, None, ends] - total[:, ends - lengths]
+    before = total[:, ends - lengths] - total[:, ends - 3 * lengths]
+    values = np.array([habit.values[:, :, low - habit.low :][:, :, :width] for habit in known]).swapaxes(0, 1)
+    usual, least = values[_Habit.USUAL].astype(np.float64), values[_Habit.LEAST]
+    by_level = before * (before >= _MIN_LEVEL)
+    most = np.where(values[_Habit.IS_USABLE] > 0, np.maximum(1.25 * usual, least), by_level)
+    clump = np.array([unit.base.clump for unit in watched])[:, None, None]
+    may: BoolArray = np.any((most >= _MIN_EXPECTED) & (tail < 0.13 * most + 0.6 * clump), axis=1)
+    return may
+
+
 def lulls(
     watched: Sequence[Watched], known: Sequence[Habit], step: int, grid: Grid, blind: Sequence[tuple[int, int]]
 ) -> Lull:
@@ -473,7 +500,7 @@ def lulls(
     in one go is never taken for a unit that then fell silent.
     """
     guard = grid.grace_us // grid.step_us + 1
-    span = 3 * SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
+    span = _SILENCE_SPAN
     start = step + 1 - span
     n = np.zeros((len(watched), span))
     odd = np.zeros(n.shape, np.bool_)
@@ -504,7 +531,7 @@ def lulls(
     by_days = np.where(begins, least, by_days)
     clump = np.where(begins, 1.0, clump)
     is_live = (live_since[:, None] <= step + 1 - 2 * lengths - guard) & (steps >= lengths)
-    expected = np.where(is_live, np.where(is_usable, by_days, level * (level >= 10)), 0.0)
+    expected = np.where(is_live, np.where(is_usable, by_days, level * (level >= _MIN_LEVEL)), 0.0)
     seen = np.where(is_usable, seen, 2 * level)
     return Lull(tail / clump, expected / clump, 0.01 + clump / (seen + 0.5), normal / clump, clump)
 
@@ -517,7 +544,7 @@ def _cumulated(values: npt.NDArray[Any]) -> FloatArray:
 
 def is_quiet(k: FloatArray, expected: FloatArray) -> BoolArray:
     """Return where next to nothing came of at least five expected records."""
-    return (expected >= 5) & (k < 0.12 * expected + 0.5)
+    return (expected >= _MIN_EXPECTED) & (k < 0.12 * expected + 0.5)
 
 
 def silence(seen: Lull, unit: int, fleet: FloatArray) -> tuple[float, int]:

@@ -184,12 +184,17 @@ class Merging:
         self._known = Templates.learn(self._texts[id] for id in self._learned)
         self.of.update((id, self._known.of(text)) for id, text in self._texts.items())
 
-    def add(self, texts: Mapping[str, str], cutoff_us: int) -> None:
-        """Take the texts of fingerprints seen for the first time at a tick; ticks rise."""
+    def add(self, texts: Mapping[str, str], cutoff_us: int) -> bool:
+        """Take the texts of fingerprints seen for the first time at a tick; ticks rise.
+
+        Returns:
+            Whether it was learned anew, so that any fingerprint's template may be another.
+        """
         hour = cutoff_us // _HOUR_US
         known, learned = len(self._texts), len(self._learned)
         # A history that is sent in one go need not wait for the hour.
-        if known > learned and (hour != self._hour or known >= 2 * learned):
+        is_due = known > learned and (hour != self._hour or known >= 2 * learned)
+        if is_due:
             self._learn()
         self._hour = hour
         for id, text in sorted(texts.items()):
@@ -197,6 +202,7 @@ class Merging:
                 self._texts[id] = text = text[:_MAX_TEXT_CHARS]
                 self.of[id] = self._known.of(text)
                 self._is_changed = True
+        return is_due
 
     def keep(self, ids: set[str]) -> None:
         """Forget all other fingerprints, and learn from those that are left."""

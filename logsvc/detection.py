@@ -19,6 +19,7 @@ Not here: what is odd (detectors/), what people are told (outbox.py), a ticket's
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import signal
 import threading
@@ -77,7 +78,7 @@ from logsvc.timestamps import Clock, format_us, parse_timestamp, system_clock
 _DIMENSIONS = frozenset(
     {Dimension.LEVEL, Dimension.TEMPLATE, Dimension.DURATION, Dimension.CUSTOMER_ERROR, Dimension.VERSION_ERROR}
 )
-_DAY_US = 86_400_000_000
+_HOUR_US, _DAY_US = 3_600_000_000, 86_400_000_000
 _BLIND_AFTER_US = 60_000_000  # without any progress
 _LATE_AFTER_US = 300_000_000  # with progress: a backlog, such as days of history at once, is no fault yet
 _WAIT_S = 2.0
@@ -881,11 +882,16 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
             if not engine.is_idle(cutoff_us):
                 advance(())
 
-    for tick_us, counts in history.ticks():
+    for _, hour in itertools.groupby(history.ticks(), lambda tick: -(-tick[0] // _HOUR_US)):
+        ticks = [(tick_us, list(map(Count._make, counts))) for tick_us, counts in hour]
         if cutoff_us:
-            idle(tick_us)
-        cutoff_us = tick_us
-        advance(list(map(Count._make, counts)))
+            # Through the end of the hour before, which no expected hour may reach into.
+            idle((ticks[0][0] - 1) // _HOUR_US * _HOUR_US + 1)
+        for (tick_us, _), counts in zip(ticks, engine.expect(ticks), strict=True):
+            if cutoff_us:
+                idle(tick_us)
+            cutoff_us = tick_us
+            advance(counts)
     # What came last is judged once its grace is over; what comes after the end nobody knows.
     idle(cutoff_us + grid.grace_us + grid.step_us + TICK_US)
     ordered = sorted(last.values(), key=lambda incident: (incident.opened_us, incident.id))

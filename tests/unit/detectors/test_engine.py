@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detectors.base import TICK_US, Judgement
+from detectors.engine import Engine
 from detectors.incidents import Change, ChangeKind
 from tests.unit.detectors.traffic import (
     DAY_US,
@@ -16,6 +18,8 @@ from tests.unit.detectors.traffic import (
     NOW_US,
     Event,
     burst,
+    counts,
+    facts,
     grid,
     normal,
     opened,
@@ -188,3 +192,41 @@ def test_order_batches_and_restarts_never_matter(seed: int, restarts: list[int])
     rng.shuffle(events)
     again = replay(events, NOW_US + 25 * MINUTE_US, restart_at=[NOW_US + s * 1_000_000 for s in restarts])
     assert _told(again) == _told(expected)
+
+
+def test_a_replay_that_looks_an_hour_ahead_finds_the_same() -> None:
+    start, until = NOW_US - 15 * HOUR_US, NOW_US
+    events = [event for unit in TASKS[:2] for event in normal(unit, start, until, seed=7, per_minute=2, errors=0.03)]
+    events += normal("task:rare.job", start, until, seed=8, per_minute=0.1)
+    # One falls silent, one breaks, and now and then something comes late, odd things among it.
+    events = [e for e in events if not (e.unit == TASKS[1] and until - 3 * HOUR_US < e.time_us < until - HOUR_US)]
+    events += burst(TASKS[0], until - 5 * HOUR_US, n=40) + burst(
+        TASKS[0], until - 200 * MINUTE_US, n=8, template="another"
+    )
+    events += burst(TASKS[0], until - 8 * HOUR_US, n=30, arrives_us=until - 8 * HOUR_US + 20 * MINUTE_US)
+    events = [e._replace(ingested_us=e.time_us + 5 * MINUTE_US) if i % 97 == 0 else e for i, e in enumerate(events)]
+    by_tick: dict[int, list[Event]] = {}
+    for event in events:
+        by_tick.setdefault(event.ingested_us // TICK_US * TICK_US + TICK_US, []).append(event)
+
+    def run(*, is_ahead: bool) -> tuple[list[Judgement], list[Change], int]:
+        engine = Engine(grid(), "default", facts)
+        judgements, changes = [], []
+        looked = 0
+        for hour in range(min(by_tick) // HOUR_US * HOUR_US, until, HOUR_US):
+            ticks = [
+                (at, counts(by_tick.get(at, []), MINUTE_US))
+                for at in range(hour + TICK_US, hour + HOUR_US + 1, TICK_US)
+            ]
+            left = engine.expect(ticks) if is_ahead else [list(some) for _, some in ticks]
+            looked += sum(len(some) for _, some in ticks) - sum(map(len, left))
+            for (cutoff, some), rest in zip(ticks, left, strict=True):
+                if some or not engine.is_idle(cutoff):
+                    changes += engine.advance(rest, cutoff, {c.key: c.key for c in rest if c.dimension == "template"})
+                    judgements += engine.judgements
+        return judgements, changes, looked
+
+    judgements, changes, looked = run(is_ahead=True)
+    assert looked > len(events) / 2
+    assert {incident.kind for incident in opened(changes)} >= {"new_error", "silence"}
+    assert (judgements, changes) == run(is_ahead=False)[:2]
