@@ -631,6 +631,12 @@ def _open_store(settings: Any) -> Any:
     return open_store(settings)
 
 
+def _records_of(made: Any) -> str:
+    if made.store == "embedded":
+        return "in it"
+    return "in Elasticsearch's snapshot" if made.snapshot is not None else "not in it (Elasticsearch)"
+
+
 def _about(made: Any) -> dict[str, Any]:
     names = ("id", "created_at", "version", "store", "snapshot", "has_state", "through_seq", "size_bytes")
     return {name: getattr(made, name) for name in names}
@@ -647,9 +653,10 @@ def backup_list(folder: FolderArgument, output: OutputOption = Output.TEXT) -> N
             _print_json({"backups": [_about(made) for made in found]})
             return
         rows = [
-            (made.id, made.store, terminal.size(made.size_bytes), str(made.through_seq), made.version) for made in found
+            (made.id, _records_of(made), terminal.size(made.size_bytes), str(made.through_seq), made.version)
+            for made in found
         ]
-        columns = ("ID", "Records in", "Size", "Up to record", "logsvc")
+        columns = ("ID", "Records", "Size", "Up to record", "logsvc")
         terminal.console().print(terminal.table(None, columns, rows))
 
 
