@@ -1,6 +1,7 @@
-"""kill -9 of the whole service during ingest: what was acknowledged is found, exactly once, on both stores.
+"""kill -9 of the whole service at full speed, with a backlog: what was acknowledged is found, exactly once.
 
-Not here: kills at each named point between two steps (test_crash.py); every other fault (tests/soak).
+Not here: many kills, at random and during the start, and every other fault (tests/soak, which CI runs in its
+short form); kills at each named point between two steps (test_crash.py).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import pytest
 
 from tests.support.service import ServiceProcess
 
-KILLS = 5
+KILLS = 2
 BATCH = 1_000
-SECONDS_BETWEEN_KILLS = 2.0
+SECONDS_BETWEEN_KILLS = 1.5
 
 
 class Sender(threading.Thread):
@@ -65,7 +66,7 @@ class Sender(threading.Thread):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_each_acknowledged_record_is_found_exactly_once_after_five_kills(own_service: ServiceProcess) -> None:
+def test_each_acknowledged_record_is_found_exactly_once_after_kills_at_full_speed(own_service: ServiceProcess) -> None:
     service, stop = own_service, threading.Event()
     senders = [Sender(number, service, stop) for number in range(2)]
     for sender in senders:
