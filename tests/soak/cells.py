@@ -371,12 +371,14 @@ def _backlog(rig: Rig) -> None:
             rig.more(2_000)
             rig.kill()
         return
-    rig.start(LOGSVC_TEST_KILL_AT="indexer.before_append:3")
-    process = rig.service.process
-    assert process is not None
-    rig.wait("the kill", lambda: process.poll() is not None, 0.02)
-    rig.result.kills += 1
-    rig.service.process = None
+    disk = rig.small_disk(rig.service.data_dir / "index", 24 << 20)
+    rig.start()
+    rig.more()
+    disk.fill()
+    rig.expect_unready("the indexer is retrying")
+    rig.more(2_000)
+    rig.kill()
+    disk.free()
 
 
 @cell("journal-torn", BOTH, 120, short=EMBEDDED)
@@ -420,7 +422,8 @@ def bit_flips_in_the_journal(rig: Rig) -> None:
     rig.expect_log("are damaged; records lost: ")
     rig.more()
     lost = rig.settle(lost_at_most=records)
-    if len(lost) != records:
+    # A frame is what one call sent, and perhaps the ledger's note of that, which is counted with the records.
+    if not records - 1 <= len(lost) <= records:
         rig.result.problems.append(f"{len(lost)} records are lost; the damaged frame held {records}")
     said = [int(n) for n in re.findall(r"are damaged; records lost: ([0-9]+)", rig.service.log)]
     if sum(said) != records:
