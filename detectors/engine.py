@@ -51,6 +51,7 @@ from detectors.signals import (
     evaluate,
     habits,
     is_quiet,
+    liveliness,
     lulls,
     may_be_silent,
     silence,
@@ -736,14 +737,15 @@ class Judge:
             if unit.series.last > oldest and self._watched(unit, step) is not None:
                 others.append(name)
         others = others[:: max(1, len(others) // _FLEET_UNITS)]
-        fleet_k, fleet_usual = seen.k.sum(axis=0), seen.usual.sum(axis=0)
+        k, usual = liveliness(seen)
+        fleet_k, fleet_usual = k.sum(axis=0), usual.sum(axis=0)
         if others:
-            found, _ = self._lulls(others, step)
-            fleet_k, fleet_usual = fleet_k + found.k.sum(axis=0), fleet_usual + found.usual.sum(axis=0)
+            found_k, found_usual = liveliness(self._lulls(others, step)[0])
+            fleet_k, fleet_usual = fleet_k + found_k.sum(axis=0), fleet_usual + found_usual.sum(axis=0)
         for place in quiet:
             name = low[place]
-            usual_others = fleet_usual - seen.usual[place]
-            lively = np.minimum((fleet_k - seen.k[place] + 1) / np.maximum(usual_others, 1), 1)
+            usual_others = fleet_usual - usual[place]
+            lively = np.minimum((fleet_k - k[place] + 1) / np.maximum(usual_others, 1), 1)
             s, scale = silence(seen, place, np.where(usual_others >= 5, lively, 1.0))
             strength = s / float(self.budgets.cuts(name)[_SILENCE])
             unit = self._units[name]
@@ -752,8 +754,8 @@ class Judge:
             length = SILENCE_WINDOWS[scale] * STEPS_PER_WINDOW
             start = min(max(step + 1 - length, unit.series.last_before(step + 1) + 1), step)
             self._set_mark(unit, step, _Mark(start, "silence", True))
-            came, usual = (float((one * seen.clump)[place, scale]) for one in (seen.k, seen.expected))
-            finding = Finding("silence", "records", came, usual, strength, length * self.grid.step_us)
+            came, due = (float((one * seen.clump)[place, scale]) for one in (seen.k, seen.expected))
+            finding = Finding("silence", "records", came, due, strength, length * self.grid.step_us)
             out.append(self._silent(name, unit, start, step, strength, [finding]))
 
     def _watched(self, unit: _Unit, step: int) -> Watched | None:

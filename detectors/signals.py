@@ -11,7 +11,7 @@ errors     1, 2, 3, 6, 12  at least 5, and 4.5 more than expected
 template   2, 6, 12        at least 5; 3 if never seen and the unit is known for a day
 warnings   2, 6, 12        at least 8
 latency    2, 6, 12        at least 5 durations, longer by half
-silence    2, 3, 6, 12, 18 at least 5 expected, nearly none seen, and the unit was live
+silence    2 to 18         at least 5 expected, nearly none seen, and the unit was live
 customer   6, 12           at least 5 errors of one customer, of more than five known
 trend      24, 48, 96      at least 8 and twice as many errors as half a day ago
 ========== =============== ========================================================
@@ -35,7 +35,7 @@ from detectors.windows import BoolArray, FloatArray, IntArray, Row, Series, slid
 
 ERROR_WINDOWS = (1, 2, 3, 6, 12)
 LONG_WINDOWS = (2, 6, 12)
-SILENCE_WINDOWS = (2, 3, 6, 12, 18)
+SILENCE_WINDOWS = (2, 3, 4, 6, 8, 10, 12, 15, 18)
 CUSTOMER_WINDOWS = (6, 12)
 TREND_WINDOWS = (24, 48, 96)
 SHORT_WINDOWS = 3
@@ -62,6 +62,7 @@ _MIN_EXPECTED = 5
 _MIN_LEVEL = 10
 _SILENCE_SPAN = 3 * SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
 """Steps that silence looks back over: the longest scale, and twice that before."""
+_FLEET_CLUMPS = 20.0
 _MIN_SCHEDULED = 20
 _LATE_STEPS = 3 * STEPS_PER_WINDOW
 """A batch may come so much later than it ever did."""
@@ -521,7 +522,8 @@ def lulls(
     values = np.array([habit.values[:, :, step - habit.low] for habit in known], np.float64).swapaxes(0, 1)
     usual, usual_before, seen, least = (values[i] for i in (_Habit.USUAL, _Habit.BEFORE, _Habit.SEEN, _Habit.LEAST))
     is_usable = values[_Habit.IS_USABLE] > 0
-    normal = usual * before / 2 / np.maximum(usual_before, 1.0)
+    # A level that is not much above nothing says little, and none is believed beyond twice the usual.
+    normal = usual * np.minimum((before / 2 + 5) / (usual_before + 5), 2.0)
     steps = 2 * lengths - (odd_total[:, tails] - odd_total[:, befores])
     level = (clean_total[:, tails] - clean_total[:, befores]) * lengths / np.maximum(steps, 1)
     by_days = usual * np.minimum((level + 5) / (usual_before + 5), 1.2) * (level >= 0.5 * usual_before)
@@ -540,6 +542,15 @@ def _cumulated(values: npt.NDArray[Any]) -> FloatArray:
     out = np.zeros((*values.shape[:-1], values.shape[-1] + 1))
     np.cumsum(values, axis=-1, out=out[..., 1:])
     return out
+
+
+def liveliness(seen: Lull) -> tuple[FloatArray, FloatArray]:
+    """Return (seen, usual) of each unit as parts of the fleet, both (units, scales): none counts for much more than others.
+
+    A batch of thousands of records must not decide alone whether everything is quiet.
+    """
+    weight = np.minimum(1.0, _FLEET_CLUMPS / np.maximum(seen.usual, 1e-9))
+    return np.minimum(seen.k, 2 * seen.usual) * weight, seen.usual * weight
 
 
 def is_quiet(k: FloatArray, expected: FloatArray) -> BoolArray:
