@@ -51,9 +51,11 @@ from detectors.signals import (
     evaluate,
     habits,
     is_quiet,
+    is_remembered,
     liveliness,
     lulls,
     may_be_silent,
+    patience,
     silence,
 )
 from detectors.templates import Merging
@@ -67,6 +69,8 @@ _CUSTOMER, _TREND = CHANNELS.index("customer"), CHANNELS.index("trend")
 _TREND_STEPS = TREND_WINDOWS[-1] * STEPS_PER_WINDOW
 _TREND_MARK = "trend"
 _SILENCE_HOLD_US = DAY_US
+_LIVELY = 0.5
+"""What comes regularly is not called overdue while the fleet does less than this share of what it usually does."""
 _SERIES_STEPS = 12 * STEPS_PER_WINDOW
 _LOOK_BACK = 18 * STEPS_PER_WINDOW
 _FUTURE_US = 25 * 3_600_000_000
@@ -84,6 +88,9 @@ _FIT_SKIP_DAYS = 0.25
 """A unit's first windows were judged by a young baseline: they look odder than they are."""
 _FIT_LEAST_DAYS = 0.5
 _REFIT_HOURS = 24
+_REMEMBER_DAYS = 14
+"""So long a template is known after it came last."""
+_REMEMBERED = 200
 
 
 @dataclass(slots=True)
@@ -104,6 +111,7 @@ class _Unit:
     marks: dict[int, _Mark] = field(default_factory=dict)
     bases: dict[int, Baseline] = field(default_factory=dict)
     habit: Habit | None = None
+    patience: tuple[int, int] | None = None  # as of the step, in steps; 0 for a unit without regular intervals
     newest_mark: int = -1
     calm: set[int] = field(default_factory=set)  # windows ahead that are known to be nothing; see ``Judge.expect``
     lively: set[int] = field(default_factory=set)  # windows ahead that are known to be no silence
@@ -128,6 +136,8 @@ class _Unit:
             del self.bases[until]
         if self.habit is not None and step < self.habit.low:
             self.habit = None
+        if self.patience is not None and step < self.patience[0]:
+            self.patience = None
 
 
 @dataclass(slots=True)
@@ -173,15 +183,16 @@ class Judge:
         self._settled: dict[str, _Unit] = {}  # units whose windows were looked at ahead, through this step
         self._ahead = -1
         self.judged = 0
-        self._kept: dict[str, tuple[int | None, dict[int, _Mark]]] = {}
+        self._kept: dict[str, tuple[int | None, dict[int, _Mark], dict[str, int]]] = {}
         memory = memory or {}
         self._templates = Merging(memory.get("templates"))
         if "marks" in memory:
             kept = json.loads(memory["marks"])
             self._tried_hour = kept["tried_hour"]
             self._blind = [(start, end) for start, end in kept["blind"]]
-            for unit, (live_since, marks) in kept["units"].items():
-                self._kept[unit] = live_since, {int(step): _Mark(*mark) for step, mark in marks.items()}
+            for unit, (live_since, marks, *old) in kept["units"].items():
+                forgotten = old[0] if old else {}  # an earlier version kept none
+                self._kept[unit] = live_since, {int(step): _Mark(*mark) for step, mark in marks.items()}, forgotten
         if "previous" in memory:
             self._previous_us = int(memory["previous"])
         if "forest" in memory:
@@ -205,10 +216,11 @@ class Judge:
 
     def _remember(self) -> None:
         """Put what was kept back onto the units that were restored."""
-        for name, (live_since, marks) in self._kept.items():
+        for name, (live_since, marks, forgotten) in self._kept.items():
             unit = self._units.get(name)
             if unit is not None:
                 unit.live_since = live_since
+                unit.series.templates.forgotten = forgotten
                 for step, mark in marks.items():
                     self._set_mark(unit, step, mark)
         self._kept = {}
@@ -217,7 +229,7 @@ class Judge:
         """Say that nothing could arrive meanwhile, so that it is not taken for silence."""
         self._blind.append((start_us // self.grid.step_us, end_us // self.grid.step_us + 1))
         for unit in self._units.values():
-            unit.habit = None
+            unit.habit = unit.patience = None
         self._is_changed = True
 
     def is_idle(self, cutoff_us: int) -> bool:
@@ -232,9 +244,10 @@ class Judge:
                 name: (
                     unit.live_since,
                     {step: (m.start, m.kind, m.is_raised) for step, m in sorted(unit.marks.items())},
+                    dict(sorted(unit.series.templates.forgotten.items())),
                 )
                 for name, unit in sorted(self._units.items())
-                if unit.marks or unit.live_since is not None
+                if unit.marks or unit.live_since is not None or unit.series.templates.forgotten
             }
             kept = {"tried_hour": self._tried_hour, "blind": self._blind, "units": units}
             out["marks"] = json.dumps(kept, separators=(",", ":")).encode()
@@ -399,6 +412,7 @@ class Judge:
                 habits = [habit for name in names if (habit := self._units[name].habit) is not None]
                 may = may_be_silent(list(watched.values()), habits, low, width)
                 for name, lively in zip(names, ~may, strict=True):
+                    lively &= ~self._may_be_overdue(self._units[name], low, width)
                     self._units[name].lively.update((low + np.flatnonzero(lively)).tolist())
             low += width
 
@@ -443,13 +457,29 @@ class Judge:
             unit.bases.clear()
             unit.calm.clear()
             unit.lively.clear()
-            unit.habit = None
-            unit.series.templates.trim(before)
+            unit.habit = unit.patience = None
+            if self._forget(unit, before):
+                self._is_changed = True
             unit.series.customers.trim(before)
             if unit.series.trim(before):
                 del self._units[name]
                 self._is_changed = True
-        self._templates.keep({id for unit in self._units.values() for id in unit.series.templates.first})
+        tables = [unit.series.templates for unit in self._units.values()]
+        self._templates.keep({id for table in tables for ids in (table.first, table.forgotten) for id in ids})
+
+    def _forget(self, unit: _Unit, before: int) -> bool:
+        """Forget a unit's templates before a step but for when they came last; return whether that changed.
+
+        What comes once a week or less is not new each time.
+        """
+        table = unit.series.templates
+        known = dict(table.forgotten)
+        table.trim(before)
+        oldest = before - self.grid.day_steps(_REMEMBER_DAYS) + HORIZON_US // self.grid.step_us
+        # Of a unit that keeps making new ones, the newest do: it is not surprised by one more.
+        newest = sorted(table.forgotten.items(), key=lambda item: (-item[1], item[0]))[:_REMEMBERED]
+        table.forgotten = {id: step for id, step in newest if step >= oldest}
+        return table.forgotten != known
 
     def _set_mark(self, unit: _Unit, step: int, mark: _Mark | None) -> None:
         old = unit.marks.pop(step, None)
@@ -654,7 +684,7 @@ class Judge:
             ids = alike[series.kin.get(id, id)]
             if total and (kind == "level_mix" or self._is_error(series, ids, start)):
                 first = min(series.templates.first[one] for one in ids)
-                is_new = first >= start and first > series.first + _LOOK_BACK
+                is_new = first >= start and first > series.first + _LOOK_BACK and not is_remembered(series, ids)
                 templates.append(TemplateCount(id, total, is_new, first * grid.step_us))
         templates.sort(key=lambda t: (not t.is_new, -t.n, t.id))
         versions: dict[str, int] = {}
@@ -724,12 +754,14 @@ class Judge:
         if not low:
             return
         seen, watched = self._lulls(low, step)
-        if not is_quiet(seen.k, seen.expected).any():
+        overdue = {name: late for name in low if (late := self._overdue(watched[name], self._units[name], step))}
+        if not overdue and not is_quiet(seen.k, seen.expected).any():
             return
         if passed:
             low = sorted(low + [name for name in passed if self._is_low(self._units[name], step)])
             seen, watched = self._lulls(low, step)
-        quiet = np.flatnonzero(is_quiet(seen.k, seen.expected).any(axis=1)).tolist()
+        is_odd = is_quiet(seen.k, seen.expected).any(axis=1) | np.array([name in overdue for name in low])
+        quiet = np.flatnonzero(is_odd).tolist()
         # How lively everything is: a holiday or a broken network is not one task's silence.
         others = []
         for name in sorted(self._units.keys() - held - watched.keys()):
@@ -749,14 +781,43 @@ class Judge:
             s, scale = silence(seen, place, np.where(usual_others >= 5, lively, 1.0))
             strength = s / float(self.budgets.cuts(name)[_SILENCE])
             unit = self._units[name]
+            length = SILENCE_WINDOWS[scale] * STEPS_PER_WINDOW
+            came, due = (float((one * seen.clump)[place, scale]) for one in (seen.k, seen.expected))
+            if strength < 1 and name in overdue and (usual_others[-1] < 5 or lively[-1] >= _LIVELY):
+                length, due = overdue[name]
+                came, strength = 0.0, 1.0
             if strength < 1 or (step in unit.marks and unit.marks[step].is_raised):
                 continue
-            length = SILENCE_WINDOWS[scale] * STEPS_PER_WINDOW
             start = min(max(step + 1 - length, unit.series.last_before(step + 1) + 1), step)
             self._set_mark(unit, step, _Mark(start, "silence", True))
-            came, due = (float((one * seen.clump)[place, scale]) for one in (seen.k, seen.expected))
             finding = Finding("silence", "records", came, due, strength, length * self.grid.step_us)
             out.append(self._silent(name, unit, start, step, strength, [finding]))
+
+    def _overdue(self, watched: Watched, unit: _Unit, step: int) -> tuple[int, float] | None:
+        """Return for how many steps a unit that comes regularly has not, and the records due; None while it may yet come."""
+        series, most = watched.series, self._patience(unit, step)
+        last = series.last_before(step + 1) if most else step
+        if step - last <= most or watched.live_since > last:
+            return None
+        if any(start <= step and end > last for start, end in self._blind):
+            return None
+        return step - last, max(watched.base.per_step * (step - last), 1.0)
+
+    def _patience(self, unit: _Unit, step: int) -> int:
+        """Return after how many steps without a record a unit is overdue at a step, 0 for never; found once a block."""
+        block = step - step % BLOCK_STEPS
+        if unit.patience is None or unit.patience[0] != block:
+            unit.patience = block, patience(unit.series, block, self.grid, self._blind)
+        return unit.patience[1]
+
+    def _may_be_overdue(self, unit: _Unit, low: int, width: int) -> BoolArray:
+        """Return in which of so many windows of a block a unit may be overdue."""
+        most, steps = self._patience(unit, low), low + np.arange(width)
+        if not most:
+            return np.zeros(width, np.bool_)
+        busy = np.concatenate([[low - most - 1], unit.series.busy_steps(low + width)])
+        overdue: BoolArray = steps - busy[np.searchsorted(busy[1:], steps, side="right")] > most
+        return overdue
 
     def _watched(self, unit: _Unit, step: int) -> Watched | None:
         """Return a unit as one that can fall silent, None if it cannot."""

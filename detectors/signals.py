@@ -64,6 +64,7 @@ _SILENCE_SPAN = 3 * SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
 """Steps that silence looks back over: the longest scale, and twice that before."""
 _FLEET_CLUMPS = 20.0
 _MIN_SCHEDULED = 20
+_REGULAR_FEW, _REGULAR_MANY = 4, 20
 _LATE_STEPS = 3 * STEPS_PER_WINDOW
 """A batch may come so much later than it ever did."""
 
@@ -273,7 +274,9 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
             kindred = alike[kin.get(id, id)]
             past = table.past(kindred, range(begin, begin + width), base, series.odd)
             # Never seen before the hour that is looked at, whatever the decay left of it.
-            is_new = (past == 0) & (_first(series, kindred) >= begins - LOOK_BACK)
+            is_new = (
+                (past == 0) & (_first(series, kindred) >= begins - LOOK_BACK) & (not is_remembered(series, kindred))
+            )
             if is_new.any() and fresh is None:
                 # A unit that keeps making new templates (names that no mask catches) is not surprised by one more.
                 learned = series.first + 288 * STEPS_PER_WINDOW
@@ -303,6 +306,12 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
             out.template[index, better] = len(out.ids)
             out.is_new[index, better] = is_new[place, better] > 0
             out.ids.append(id)
+
+
+def is_remembered(series: Series, ids: Iterable[str]) -> bool:
+    """Return whether one of a template's fingerprints was seen so long ago that only this is left of it."""
+    groups = {series.kin.get(id, id) for id in ids}
+    return any(series.kin.get(id, id) in groups for id in series.templates.forgotten)
 
 
 def _first(series: Series, ids: Iterable[str]) -> int:
@@ -551,6 +560,36 @@ def liveliness(seen: Lull) -> tuple[FloatArray, FloatArray]:
     """
     weight = np.minimum(1.0, _FLEET_CLUMPS / np.maximum(seen.usual, 1e-9))
     return np.minimum(seen.k, 2 * seen.usual) * weight, seen.usual * weight
+
+
+def patience(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, int]]) -> int:
+    """Return after how many steps without a record a unit that comes at regular intervals is overdue; 0 for others.
+
+    It is regular when its long gaps, those of at least half the longest, are alike and make up most of the
+    time: four within a tenth, or twenty within two fifths. Records that come by chance do not do so.
+    It is overdue a quarter of an hour, or as much as its gaps differ, after the longest; what comes once
+    or twice a day may be an hour later, when clocks go back.
+    """
+    day = grid.day_steps()
+    busy = series.busy_steps(until)
+    busy = busy[busy >= until - _SILENCE_DAYS * day]
+    if len(busy) <= _REGULAR_FEW:
+        return 0
+    gaps = np.diff(busy)
+    odd = _cumulated(series.odd_part(int(busy[0]), int(busy[-1]) + 1))
+    is_clean = odd[busy[1:] - busy[0]] == odd[busy[:-1] - busy[0] + 1]
+    for begin, end in blind:
+        is_clean &= (busy[1:] < begin) | (busy[:-1] >= end)
+    gaps = gaps[is_clean]
+    longest = int(gaps.max(initial=0))
+    if longest < 2 * STEPS_PER_WINDOW:
+        return 0
+    long = gaps[2 * gaps >= longest]
+    likeness = 0.6 if len(long) >= _REGULAR_MANY else 0.9
+    if len(long) < _REGULAR_FEW or long.min() < likeness * longest or 2 * long.sum() < gaps.sum() + len(gaps):
+        return 0
+    late = _LATE_STEPS + (day // 24 if 2 * longest >= day else 0)
+    return longest + max(late, longest - int(long.min()))
 
 
 def is_quiet(k: FloatArray, expected: FloatArray) -> BoolArray:

@@ -86,6 +86,7 @@ class Table:
         self._names: list[str] = []
         self._numbers: dict[str, int] = {}
         self.first: dict[str, int] = {}
+        self.forgotten: dict[str, int] = {}  # key → its last step, of those whose counts were trimmed
 
     def add(self, key: str, step: int, n: int) -> None:
         """Add ``n`` records."""
@@ -193,8 +194,13 @@ class Table:
         """Forget everything before the step ``before``."""
         if not self.first or min(self.first.values()) >= before:
             return
-        kept = list(self._entries(before, (max(self._blocks) + 1) * BLOCK_STEPS))
+        end = (max(self._blocks) + 1) * BLOCK_STEPS
+        kept = list(self._entries(before, end))
         names = self._names
+        left = {number for number, _, _ in kept}
+        for number, step, _ in self._entries(min(self.first.values()), before):
+            if number not in left:
+                self.forgotten[names[number]] = max(step, self.forgotten.get(names[number], step))
         self._blocks, self._names, self._numbers, self.first = {}, [], {}, {}
         for number, step, n in kept:
             self.add(names[number], step, n)
@@ -326,6 +332,16 @@ class Series:
         there = slice(max(start - self.base, 0), max(end - self.base, 0))
         rows = (self._rows[Row.RECORDS], self._rows[Row.ALL])
         return sum(int(values[there].sum()) for values in rows if values is not None)
+
+    def busy_steps(self, end: int) -> IntArray:
+        """Return the steps before ``end`` with a record at any level, rising."""
+        found = [
+            np.flatnonzero(values[: max(end - self.base, 0)])
+            for values in (self._rows[Row.RECORDS], self._rows[Row.ALL])
+            if values is not None
+        ]
+        busy: IntArray = np.unique(np.concatenate(found)) + self.base if found else np.zeros(0, np.int64)
+        return busy
 
     def last_before(self, step: int) -> int:
         """Return the last step before ``step`` with a record, or the one before the first."""

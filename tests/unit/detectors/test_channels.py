@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 
-from detectors.base import BLOCK_STEPS, DAY_US
+from detectors.base import BLOCK_STEPS, DAY_US, Count
 from detectors.baseline import learn
-from detectors.signals import Stretch, evaluate
+from detectors.engine import Judge
+from detectors.signals import Stretch, evaluate, patience
 from detectors.windows import Series
 from tests.unit.detectors.traffic import (
     HOUR_US,
     MINUTE_US,
     NOW_US,
     Event,
+    burst,
     counts,
     grid,
     normal,
@@ -133,3 +136,53 @@ def test_windows_are_judged_alike_one_by_one_and_an_hour_at_once() -> None:
             theirs, mine = (int(getattr(one, name)[0, where]) for one, where in ((together, at), (alone, 0)))
             assert (theirs >= 0, mine >= 0) in {(True, True), (False, False)}
             assert theirs < 0 or together.ids[theirs] == alone.ids[mine]
+
+
+def arrivals(minutes: Iterable[float]) -> Series:
+    out = Series(0, {})
+    for minute in minutes:
+        out.add(Count(UNIT, 0, "level", "info", 3), round(minute))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("minutes", "most"),
+    [
+        ([60 * i for i in range(24 * 4)], 75),  # hourly
+        ([60 * i + i * 7 % 11 for i in range(24 * 4)], 67 + 15),  # hourly, when it is its turn
+        ([15 * i + j for i in range(96 * 2) for j in (0, 1, 3)], 27),  # every quarter of an hour, for some minutes
+        ([1440 * i + 7 * (i % 2) for i in range(7)], 1440 + 7 + 75),  # once a day: an hour later when clocks go back
+        ([60 * i for i in range(24 * 4) if 8 <= i % 24 < 18], 0),  # in the hours of work only
+        ([300 * i * i % 9973 for i in range(60)], 0),  # whenever
+        ([1440 * i for i in range(4)], 0),  # not often enough to know
+    ],
+)
+def test_what_comes_at_regular_intervals_is_overdue_once_it_is_later_than_ever(minutes: list[float], most: int) -> None:
+    end = round(max(minutes)) + 30
+    assert patience(arrivals(minutes), end - end % BLOCK_STEPS + BLOCK_STEPS, grid(), []) == most
+
+
+def test_an_hourly_task_that_does_not_come_is_missed() -> None:
+    start = NOW_US - 4 * DAY_US
+    hourly = [event for hour in range(93) for event in burst(UNIT, start + hour * HOUR_US, n=3, minutes=2, template="")]
+    events = normal(OTHER, start, NOW_US, seed=1, per_minute=0.5)
+    events += [event._replace(level="info", template="") for event in hourly]
+    [missed] = opened(replay(events, NOW_US, cut=grid(1500)))
+    assert (missed.root, missed.kind) == (UNIT, "silence")
+    assert NOW_US - 4 * HOUR_US <= missed.start_us < NOW_US - 3 * HOUR_US
+
+
+def test_an_error_is_known_for_two_weeks_after_it_came_last() -> None:
+    cut, begin = grid(3000), NOW_US - 18 * DAY_US
+    judge, memory = Judge(cut), {}
+    came = {"thirteen": (5, 17), "seventeen": (1, 17)}  # days ago → days on which it comes
+    for day in range(18):
+        start = begin + day * DAY_US
+        events = normal(UNIT, start, start + DAY_US, seed=day, per_minute=0.1, errors=0.0)
+        for place, (template, days) in enumerate(came.items()):
+            if day in days:
+                events += burst(UNIT, start + (5 + 9 * place) * HOUR_US, n=8, minutes=30, template=template)
+        memory |= judge.memory() if day < 17 else {}
+        found = judge.advance(counts(events, cut.step_us), start + DAY_US)
+    assert {t.id: t.is_new for one in found for t in one.templates} == {"thirteen": False, "seventeen": True}
+    assert "thirteen" in memory["marks"].decode()
