@@ -45,7 +45,8 @@ CUTS = {
 class Count(NamedTuple):
     """``n`` records of ``unit`` in the step at ``step_us`` have ``key`` in ``dimension``.
 
-    Dimensions used here are ``level``, ``template``, ``duration``, ``customer_error`` and ``version_error``;
+    Dimensions used here are ``level``, ``template``, ``duration``, ``customer_error``, ``host_error`` and
+    ``version_error``;
     others are ignored.
     """
 
@@ -102,7 +103,7 @@ class Finding(NamedTuple):
     expected: float
     strength: float
     scale_us: int  # length of time over which it was counted
-    name: str = ""  # of whom, for the feature customer
+    name: str = ""  # of whom, for the features customer and host
 
 
 class TemplateCount(NamedTuple):

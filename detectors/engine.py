@@ -460,7 +460,9 @@ class Judge:
             unit.habit = unit.patience = None
             if self._forget(unit, before):
                 self._is_changed = True
-            unit.series.customers.trim(before)
+            for table in unit.series.groups.values():
+                table.trim(before)
+                table.forgotten.clear()
             if unit.series.trim(before):
                 del self._units[name]
                 self._is_changed = True
@@ -636,7 +638,8 @@ class Judge:
             ids = series.alike()[series.kin.get(found.ids[id], found.ids[id])]
             counts = series.template_errors(ids, start, step + 1)
         elif channel == _CUSTOMER:
-            counts = unit.series.customers.part(found.ids[int(found.customer[at])], start, step + 1)
+            feature, _, key = found.ids[int(found.group[at])].partition(":")
+            counts = unit.series.groups[feature].part(key, start, step + 1)
         else:
             row = {2: Row.WARNINGS, 3: Row.DURATIONS}.get(channel, Row.ERRORS)
             counts = unit.series.part(start, step + 1)[row]
@@ -655,7 +658,9 @@ class Judge:
         if feature == "template" and found.is_new[at]:
             feature = "new_template"
         strength = float(found.surprise[channel, *at] / cut)
-        name = found.ids[int(found.customer[at])] if channel == _CUSTOMER else ""
+        name = ""
+        if channel == _CUSTOMER:
+            feature, _, name = found.ids[int(found.group[at])].partition(":")
         return Finding(feature, unit, observed, expected, strength, windows * self.grid.window_us, name)
 
     def _judgement(

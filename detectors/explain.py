@@ -179,6 +179,8 @@ def sentence(finding: Finding) -> str:
             return f"one known error {seen} times in {over}, {usual} expected"
         case "customer":
             return f"{seen} errors of {finding.name} in {over}, {usual} expected of this customer"
+        case "host":
+            return f"{seen} errors on {finding.name} in {over}, {usual} expected on this host"
         case "trend":
             return f"{seen} errors in {over}, {usual} expected by the days before"
         case "warnings":

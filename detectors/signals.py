@@ -12,7 +12,7 @@ template   2, 6, 12        at least 5; 3 if never seen and the unit is known for
 warnings   2, 6, 12        at least 8
 latency    2, 6, 12        at least 5 durations, longer by half
 silence    2 to 18         at least 5 expected, nearly none seen, and the unit was live
-customer   6, 12           at least 5 errors of one customer, of more than five known
+customer   6, 12           at least 5 errors of one customer or host, of more than five known
 trend      24, 48, 96      at least 8 and twice as many errors as half a day ago
 ========== =============== ========================================================
 
@@ -21,6 +21,7 @@ Not here: what is normal (baseline.py), when an odd window is a ticket (engine.p
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -51,7 +52,7 @@ CUT = np.array([CUTS[name] for name in CHANNELS])
 _MIN_ERRORS, _MIN_EXCESS = 5, 4.5
 _MIN_NEW, _MIN_WARNINGS, _MIN_DURATIONS = 3, 8, 5
 _MIN_SHIFT_BUCKETS = 0.45 / np.log(10) * 24
-_MIN_CUSTOMERS, _MIN_TREND = 5, 8
+_MIN_GROUPS, _MIN_TREND = 5, 8
 _KNOWN_PENALTY = 0.8
 _PLAIN_ERRORS, _PLAIN_SHARE, _PLAIN_RECORDS, _PLAIN_SURPRISE, _PLAIN_RATIO = 10, 0.5, 20, 5.0, 5
 _PLAIN_US = 300_000_000
@@ -84,7 +85,7 @@ class Evaluation:
 
     ``k`` and ``expected`` are those of the scale (``windows``) with the highest surprise. ``short``
     is the highest surprise over short scales, ``plain`` where the plain rules for units that are
-    still being learned hold. ``template`` and ``customer`` are
+    still being learned hold. ``template`` and ``group`` ("customer:ID" or "host:NAME") are
     the strongest ones' places in ``ids``, or -1.
     """
 
@@ -98,7 +99,7 @@ class Evaluation:
     ids: list[str]
     template: IntArray
     is_new: BoolArray
-    customer: IntArray
+    group: IntArray
 
     def _keep(
         self, channel: int, at: IntArray, windows: Sequence[int], s: FloatArray, k: FloatArray, expected: FloatArray
@@ -135,7 +136,7 @@ def evaluate(stretches: Sequence[Stretch], width: int, grid: Grid) -> Evaluation
         ids=[],
         template=np.full(shape[1:], -1, np.int64),
         is_new=np.zeros(shape[1:], np.bool_),
-        customer=np.full(shape[1:], -1, np.int64),
+        group=np.full(shape[1:], -1, np.int64),
     )
     counts = np.zeros((shape[1], len(Row), LOOK_BACK + width), np.int64)
     for index, (series, _, low, _) in enumerate(stretches):
@@ -155,7 +156,7 @@ def evaluate(stretches: Sequence[Stretch], width: int, grid: Grid) -> Evaluation
         repeated = failing[(totals[failing, Row.ERRORS] >= _MIN_NEW).any(axis=1)]
         if repeated.size:
             _templates(out, repeated, counts, sums)
-            _customers(out, repeated, sums, width)
+            _groups(out, repeated, sums, width)
         _trends(out, failing, numbers, fails)
     warns = totals[:, Row.WARNINGS] >= _MIN_WARNINGS
     warned = np.flatnonzero(warns.any(axis=1))
@@ -318,15 +319,15 @@ def _first(series: Series, ids: Iterable[str]) -> int:
     return min(series.templates.first[id] for id in ids)
 
 
-def _customers(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None:
-    """One customer's errors against that customer's own: a failure that the aggregate hides."""
+def _groups(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None:
+    """One customer's or host's errors against its own past: a failure that the aggregate hides."""
     hits: list[IntArray] = []
     ids: list[tuple[int, str]] = []
     facts: list[FloatArray] = []
-    for index in at.tolist():
+    for index, feature in itertools.product(at.tolist(), ("customer", "host")):
         series, base, low = out.stretches[index][:3]
-        table = series.customers
-        if base.is_learning or len(table.first) <= _MIN_CUSTOMERS:
+        table = series.groups[feature]
+        if base.is_learning or len(table.first) <= _MIN_GROUPS:
             continue
         begin = low - LOOK_BACK
         found = table.recent(begin, low + width, _MIN_ERRORS)
@@ -337,23 +338,23 @@ def _customers(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> N
             events = table.past([id], range(begin, begin + width), base, series.odd) + 0.3
             # The strangest of many is strange by chance: a Bonferroni correction.
             facts.append(np.array([events / (base.records + 100), 1 / events + base.errors.slow_spread, known]))
-            ids.append((index, id))
+            ids.append((index, f"{feature}:{id}"))
             hits.append(steps)
     if not hits:
         return
     units = np.array([index for index, _ in ids])
-    # Each by customer and window.
+    # Each by customer or host, and window.
     p, dispersion, known_ones = np.stack(facts, axis=1)
     expected = p * sums[Row.RECORDS, _LONGEST][:, units]
     k = _sums_of(_cumulated(np.stack(hits)[:, None]))[0, _LONGEST]
-    enough = (k >= _MIN_ERRORS) & (known_ones > _MIN_CUSTOMERS)
+    enough = (k >= _MIN_ERRORS) & (known_ones > _MIN_GROUPS)
     s = _surprise_where(enough, k, expected, np.broadcast_to(dispersion, k.shape))
     s = np.maximum(s - np.log10(np.maximum(known_ones, 1)), 0)
     for place, (index, id) in enumerate(ids):
         pick = slice(place, place + 1)
         better = out._keep(_CUSTOMER, np.array([index]), CUSTOMER_WINDOWS, s[:, pick], k[:, pick], expected[:, pick])[0]
         if better.any():
-            out.customer[index, better] = len(out.ids)
+            out.group[index, better] = len(out.ids)
             out.ids.append(id)
 
 

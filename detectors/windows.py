@@ -225,7 +225,7 @@ class Series:
         self.first = self.last = step
         self.templates = Table()  # by fingerprint
         self.kin = kin  # fingerprint → template, of those known
-        self.customers = Table()  # records at error or above
+        self.groups = {"customer": Table(), "host": Table()}  # records at error or above, of one of many
         self.failing_versions: dict[int, dict[str, int]] = {}  # step → version → errors
 
     def add(self, count: Count, step: int) -> None:
@@ -251,8 +251,8 @@ class Series:
             self._put(Row.DURATION_SQUARES, step, n * (bucket - _CENTRE) ** 2)
         elif dimension == "template":
             self.templates.add(key, step, n)
-        elif dimension == "customer_error":
-            self.customers.add(key, step, n)
+        elif dimension in {"customer_error", "host_error"}:
+            self.groups[dimension.removesuffix("_error")].add(key, step, n)
         elif dimension == "version_error":
             versions = self.failing_versions.setdefault(step, {})
             versions[key] = versions.get(key, 0) + n

@@ -45,6 +45,11 @@ _FACTS = {  # attributes of a record that texts and names are made of
     "task_name": "task.name",
 }
 _NAMES = frozenset({"task_name", "service_name", "service_version", "organization_id"})
+_OF_ERRORS = (
+    ("organization_id", Dimension.CUSTOMER_ERROR),
+    ("host_name", Dimension.HOST_ERROR),
+    ("service_version", Dimension.VERSION_ERROR),
+)
 _ALIKE = keys_of(*_NAMES, "log_level", "event_severity")
 _TIMES, _DURATIONS = keys_of("timestamp"), keys_of("event_duration")
 _COUNTED = _ALIKE | _TIMES | _DURATIONS | keys_of("event_id")
@@ -178,11 +183,7 @@ class History:
         number = self._units.setdefault(unit, len(self._units)) << 32
         tick, step = self._place(time_us, ingested_us)
         severity = values.get("event_severity", 9)
-        customer, version, duration = (
-            values.get("organization_id"),
-            values.get("service_version"),
-            values.get("event_duration"),
-        )
+        duration = values.get("event_duration")
         found = [(Dimension.LEVEL, values["log_level"])]
         if duration is not None:
             found.append((Dimension.DURATION, _bucket(duration)))
@@ -190,10 +191,7 @@ class History:
             template = values["log_template_id"]
             found.append((Dimension.TEMPLATE, template))
             if severity >= LEVELS["error"]:
-                if customer is not None:
-                    found.append((Dimension.CUSTOMER_ERROR, customer))
-                if version is not None:
-                    found.append((Dimension.VERSION_ERROR, version))
+                found += [(dimension, values[name]) for name, dimension in _OF_ERRORS if values.get(name) is not None]
             self.texts.setdefault(template, values["log_template_text"] or "")
             record = {name: values[attribute] for attribute, name in _FACTS.items() if attribute in values}
             self._samples[unit, template].append(Sample(time_us, self.records, ingested_us, record))

@@ -76,7 +76,14 @@ from logsvc.tickets import (
 from logsvc.timestamps import Clock, format_us, parse_timestamp, system_clock
 
 _DIMENSIONS = frozenset(
-    {Dimension.LEVEL, Dimension.TEMPLATE, Dimension.DURATION, Dimension.CUSTOMER_ERROR, Dimension.VERSION_ERROR}
+    {
+        Dimension.LEVEL,
+        Dimension.TEMPLATE,
+        Dimension.DURATION,
+        Dimension.CUSTOMER_ERROR,
+        Dimension.HOST_ERROR,
+        Dimension.VERSION_ERROR,
+    }
 )
 _HOUR_US, _DAY_US = 3_600_000_000, 86_400_000_000
 _BLIND_AFTER_US = 60_000_000  # without any progress

@@ -115,6 +115,7 @@ class Dimension(Enum):
     STATUS = "status"  # key: task.status, only where present
     CUSTOMER = "customer"  # key: organization.id, only where present
     CUSTOMER_ERROR = "customer_error"  # key: organization.id of records at error or above
+    HOST_ERROR = "host_error"  # key: host.name of records at error or above
     DURATION = "duration"  # key: duration_bucket as text, only where present
     VERSION = "version"  # key: service.version, only where present
     VERSION_ERROR = "version_error"  # key: service.version of records at error or above

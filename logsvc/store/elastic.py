@@ -347,6 +347,7 @@ _DIMENSIONS: Mapping[Dimension, _Dimension] = {
     Dimension.STATUS: _Dimension("task.status"),
     Dimension.CUSTOMER: _Dimension("organization.id"),
     Dimension.CUSTOMER_ERROR: _Dimension("organization.id", "error"),
+    Dimension.HOST_ERROR: _Dimension("host.name", "error"),
     Dimension.DURATION: _Dimension("logsvc.duration_bucket"),
     Dimension.VERSION: _Dimension("service.version"),
     Dimension.VERSION_ERROR: _Dimension("service.version", "error"),

@@ -1536,7 +1536,11 @@ _DIMENSION_FIELDS: dict[int | None, dict[Dimension, str]] = {
         Dimension.VERSION: "service.version",
     },
     LEVELS["warn"]: {Dimension.TEMPLATE: "log.template.id"},
-    LEVELS["error"]: {Dimension.CUSTOMER_ERROR: "organization.id", Dimension.VERSION_ERROR: "service.version"},
+    LEVELS["error"]: {
+        Dimension.CUSTOMER_ERROR: "organization.id",
+        Dimension.HOST_ERROR: "host.name",
+        Dimension.VERSION_ERROR: "service.version",
+    },
 }
 
 

@@ -46,6 +46,7 @@ def window_counts(
             Dimension.STATUS: lambda s=source: s.get("task.status"),
             Dimension.CUSTOMER: lambda s=source: s.get("organization.id"),
             Dimension.CUSTOMER_ERROR: lambda s=source, b=is_error: s.get("organization.id") if b else None,
+            Dimension.HOST_ERROR: lambda s=source, b=is_error: s.get("host.name") if b else None,
             Dimension.DURATION: lambda e=entry: None if e.duration_bucket is None else str(e.duration_bucket),
             Dimension.VERSION: lambda s=source: s.get("service.version"),
             Dimension.VERSION_ERROR: lambda s=source, b=is_error: s.get("service.version") if b else None,

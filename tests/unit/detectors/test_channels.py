@@ -53,6 +53,14 @@ def test_one_customer_of_forty_that_fails_is_seen_and_named() -> None:
     assert incident.kind == "error_burst"
 
 
+def test_one_host_of_forty_that_fails_is_seen_and_named() -> None:
+    history = with_customers(normal(UNIT, NOW_US - 30 * HOUR_US, NOW_US, seed=2, per_minute=3, errors=0.03), 1)
+    begin = NOW_US - 70 * MINUTE_US
+    events = history + extra(begin, NOW_US - 10 * MINUTE_US, 9, seed=1, customer="c7")
+    [incident] = opened(replay([e._replace(host=e.customer, customer="") for e in events], NOW_US))
+    assert (incident.findings[0].feature, incident.findings[0].name) == ("host", "c7")
+
+
 def test_as_many_errors_spread_over_all_customers_are_no_ticket() -> None:
     history = with_customers(normal(UNIT, NOW_US - 30 * HOUR_US, NOW_US, seed=2, per_minute=3, errors=0.03), 1)
     spread = with_customers(extra(NOW_US - 70 * MINUTE_US, NOW_US - 10 * MINUTE_US, 9, seed=1), 2)

@@ -31,6 +31,7 @@ class Event(NamedTuple):
     version: str = "1"
     duration_bucket: int | None = None
     customer: str = ""
+    host: str = ""
 
 
 def grid(window_s: float = 300, grace_s: float = 60) -> Grid:
@@ -98,6 +99,8 @@ def counts(events: Iterable[Event], step_us: int) -> list[Count]:
             out.append((e.unit, step, "version_error", e.version))
             if e.customer:
                 out.append((e.unit, step, "customer_error", e.customer))
+            if e.host:
+                out.append((e.unit, step, "host_error", e.host))
         if e.duration_bucket is not None:
             out.append((e.unit, step, "duration", str(e.duration_bucket)))
     return [Count(*key, n) for key, n in Counter(out).items()]
