@@ -78,7 +78,7 @@ class Baseline:
     While ``is_learning`` only plain rules may open a ticket; a template is new after the first day
     (``is_established``) more readily. ``per_step`` is the mean of records, ``clump`` how many come
     together, as the variance of a window's records over their mean: silence is judged by what comes
-    independently. ``decay`` weighs each block from ``first_block`` to ``until``. ``numbers`` repeats
+    independently. ``per_step_now`` is the mean of records at this time of day, where that is more. ``decay`` weighs each block from ``first_block`` to ``until``. ``numbers`` repeats
     the rates as an array, to be stacked with those of other units; ``pasts`` remembers what
     ``Table.past`` found, which holds as long as this does.
     """
@@ -89,6 +89,7 @@ class Baseline:
     records: float
     clump: float
     per_step: float
+    per_step_now: float
     errors: Rate
     warnings: Rate
     latency: Latency | None
@@ -135,13 +136,15 @@ def learn(series: Series, until: int, grid: Grid) -> Baseline:
         exposure = float(past[Sum.STEPS if errors.by_time else Sum.RECORDS])
         numbers[Number.TREND_RATE] = max((float(past[Sum.ERRORS]) + 0.7) / (exposure + 60), 1e-9)
         numbers[Number.TREND_DOUBT] = 1 / (float(past[Sum.ERRORS]) + 0.7)
+    per_step = float(total[Sum.RECORDS]) / max(float(total[Sum.STEPS]), 1.0)
     return Baseline(
         until=until,
         is_learning=age < _LEARNING_BLOCKS * 12 or (busy < _LEARNING_WINDOWS and age < _LEARNING_MOST),
         is_established=age >= _ESTABLISHED_WINDOWS and busy >= _LEARNING_WINDOWS,
         records=float(total[Sum.RECORDS]),
         clump=_clump(rows, decay),
-        per_step=float(total[Sum.RECORDS]) / max(float(total[Sum.STEPS]), 1.0),
+        per_step=per_step,
+        per_step_now=max(per_step, float(hour[Sum.RECORDS]) / max(float(hour[Sum.STEPS]), BLOCK_STEPS)),
         errors=errors,
         warnings=warnings,
         latency=latency,

@@ -324,6 +324,7 @@ def _groups(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None
     hits: list[IntArray] = []
     ids: list[tuple[int, str]] = []
     facts: list[FloatArray] = []
+    usual: list[tuple[float, float]] = []  # records in a step, errors in a record
     for index, feature in itertools.product(at.tolist(), ("customer", "host")):
         series, base, low = out.stretches[index][:3]
         table = series.groups[feature]
@@ -339,13 +340,18 @@ def _groups(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None
             # The strangest of many is strange by chance: a Bonferroni correction.
             facts.append(np.array([events / (base.records + 100), 1 / events + base.errors.slow_spread, known]))
             ids.append((index, f"{feature}:{id}"))
+            usual.append((base.per_step_now, 0.0 if base.errors.by_time else base.errors.p))
             hits.append(steps)
     if not hits:
         return
     units = np.array([index for index, _ in ids])
     # Each by customer or host, and window.
     p, dispersion, known_ones = np.stack(facts, axis=1)
-    expected = p * sums[Row.RECORDS, _LONGEST][:, units]
+    n = sums[Row.RECORDS, _LONGEST][:, units]
+    # What is more than usual may all be of this one: how much each does is not counted.
+    per_step, error_rate = np.array(usual).T[:, None, :, None]
+    more = np.maximum(n - per_step * STEPS_PER_WINDOW * np.array(CUSTOMER_WINDOWS)[:, None, None], 0)
+    expected = p * n + error_rate * more
     k = _sums_of(_cumulated(np.stack(hits)[:, None]))[0, _LONGEST]
     enough = (k >= _MIN_ERRORS) & (known_ones > _MIN_GROUPS)
     s = _surprise_where(enough, k, expected, np.broadcast_to(dispersion, k.shape))
