@@ -185,6 +185,11 @@ class Judge:
         self.judged = 0
         self._kept: dict[str, tuple[int | None, dict[int, _Mark], dict[str, int]]] = {}
         memory = memory or {}
+        # Unit → whether it is being learned, and since which moment that is so.
+        self._learning: dict[str, tuple[bool, int]] = {}
+        if "learning" in memory:
+            self._learning = {name: (state, since) for name, (state, since) in json.loads(memory["learning"]).items()}
+        self._has_learned = False
         self._templates = Merging(memory.get("templates"))
         if "marks" in memory:
             kept = json.loads(memory["marks"])
@@ -252,6 +257,9 @@ class Judge:
             kept = {"tried_hour": self._tried_hour, "blind": self._blind, "units": units}
             out["marks"] = json.dumps(kept, separators=(",", ":")).encode()
             self._is_changed = False
+        if self._has_learned:
+            out["learning"] = json.dumps(dict(sorted(self._learning.items())), separators=(",", ":")).encode()
+            self._has_learned = False
         if self._forest is not self._saved_forest and self._forest is not None:
             out["forest"] = self._forest.encode()
             self._saved_forest = self._forest
@@ -465,6 +473,7 @@ class Judge:
                 table.forgotten.clear()
             if unit.series.trim(before):
                 del self._units[name]
+                self._has_learned |= self._learning.pop(name, None) is not None
                 self._is_changed = True
         tables = [unit.series.templates for unit in self._units.values()]
         self._templates.keep({id for table in tables for ids in (table.first, table.forgotten) for id in ids})
@@ -522,6 +531,9 @@ class Judge:
         width = hour if low < yesterday else BLOCK_STEPS
         until, limit = low - low % width, low - low % width + width
         base = unit.baseline(until, self.grid)
+        if self._learning.get(task.name, (None,))[0] is not base.is_learning:
+            self._learning[task.name] = base.is_learning, self.grid.end_us(low)
+            self._has_learned = True
         if base.is_learning:
             # It looks back to the last window's edge, for it has little else.
             until = max(low - 2 * STEPS_PER_WINDOW + 1, unit.series.first)

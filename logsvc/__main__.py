@@ -275,6 +275,26 @@ def tail(
 
 
 @app.command()
+def tasks(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many to show.")] = 100,
+    url: UrlOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Which tasks are watched, and which are still being learned?
+
+    A task is learning until it has a few hours of history; until then plain rules alone open tickets for it.
+
+    Examples: `logsvc tasks` · `logsvc tasks -o json`
+    """
+    with _explained():
+        body = Client(url).get("/api/v1/tasks", limit=limit)
+        if output is Output.JSON:
+            _print_json(body)
+        else:
+            terminal.console().print(terminal.tasks_view(body))
+
+
+@app.command()
 def loss(
     start: Annotated[str | None, typer.Option("--from", help="RFC 3339, or relative; a day ago if missing.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="RFC 3339, or relative.")] = None,

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import msgspec
 from loguru import logger
@@ -794,6 +794,37 @@ def work(pipe: Connection) -> None:
         if is_done and cutoff_us is not None:
             # After the answer, so that no window waits for the daily fit.
             judges[tenant].prepare()
+
+
+# Learning ------------------------------------------------------------------------------------------------------------
+
+
+class WatchedUnit(TypedDict):
+    """A task, or what a service does without one, and whether it is ``learning`` or ``watched``, since when."""
+
+    task: str | None
+    service: str | None
+    state: str
+    since: str
+
+
+def watched_units(blobs: Mapping[str, Blob]) -> list[WatchedUnit]:
+    """Return the units of what detection last kept of a tenant; those being learned first, then by name."""
+    kept = blobs.get("learning")
+    if kept is None or kept.version != _MEMORY_VERSION:
+        return []
+    found: list[WatchedUnit] = []
+    for unit, (is_learning, since_us) in msgspec.json.decode(kept.value).items():
+        kind, _, name = unit.partition(":")
+        found.append(
+            {
+                "task": name if kind == "task" else None,
+                "service": name if kind == "service" else None,
+                "state": "learning" if is_learning else "watched",
+                "since": format_us(since_us),
+            }
+        )
+    return sorted(found, key=lambda one: (one["state"], one["task"] or "", one["service"] or ""))
 
 
 # Backtest ------------------------------------------------------------------------------------------------------------

@@ -239,6 +239,25 @@ def backtest_table(tickets: Sequence[Mapping[str, Any]]) -> _Table:
     return table("Tickets it would have opened (UTC)", ("Opened", "Kind", "Score", "What"), rows)
 
 
+def tasks_view(answer: Mapping[str, Any]) -> Group:
+    """Return which tasks are watched, for a terminal."""
+    if not answer["tasks"]:
+        return Group(Text("Nothing is watched yet: send records, then wait for the first window to end.", style="dim"))
+    rows = [
+        (
+            clean(one["task"] or f"{one['service']} (no task)"),
+            Text(one["state"], style="yellow" if one["state"] == "learning" else "green"),
+            moment(one["since"]),
+        )
+        for one in answer["tasks"]
+    ]
+    about = f"{answer['total']:,} watched or learning; {answer['learning']:,} learning"
+    if more := answer["total"] - len(rows):
+        about += f"; {more:,} more, --limit shows them"
+    hint = "While a task is learning, plain rules alone open tickets for it." if answer["learning"] else ""
+    return Group(table(None, ("Task", "State", "Since (UTC)"), rows), Text(f"{about}. {hint}".rstrip(), style="dim"))
+
+
 def measures_view(measures: Any, no_forest: Any, grace_s: float) -> Iterator[str | _Table]:
     """Yield what ``evaluate`` says; both measures are those of ``detectors.evaluate``."""
     rows = [

@@ -18,7 +18,7 @@ from fastapi.responses import RedirectResponse, Response
 from fastapi.security import HTTPBasic, HTTPBearer
 
 from logsvc import __version__
-from logsvc.api import erasures, explore, health, ingest, loss, problems, records, tickets
+from logsvc.api import erasures, explore, health, ingest, loss, problems, records, tasks, tickets
 from logsvc.api.auth import only_known_parameters
 from logsvc.api.services import Services
 from logsvc.errors import NotFound
@@ -56,7 +56,7 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
     api.state.services = services
     problems.install(api)
     # explore before records: its paths are the longer ones
-    for module in (ingest, explore, loss, records, tickets, erasures):
+    for module in (ingest, explore, loss, records, tasks, tickets, erasures):
         api.include_router(module.router, dependencies=[Depends(only_known_parameters), *_KEY_SCHEMES])
     api.include_router(health.router)
 

@@ -111,6 +111,12 @@ def test_a_burst_becomes_one_ticket_that_says_what_broke(
         found = {record["task.id"] for record in service.walk(ticket["query"])}
         assert len(found & {f"burst-{i}" for i in range(40)}) >= 35
 
+        watched = service.get("/tasks")
+        assert {(one["task"], one["state"]) for one in watched["tasks"]} == {
+            (task, "watched") for task in ("billing.charge", "email.send", "reports.build")
+        }
+        assert (watched["total"], watched["learning"]) == (3, 0)
+
         page = service.http.get(f"/api/v1/tickets/{ticket['id']}", headers={"Accept": "text/html"}, auth=("me", key))
         assert page.headers["content-type"].startswith("text/html")
         assert "ai_model" in page.text

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from detectors.base import DETECTOR_VERSION, NO_MODEL
-from logsvc.detection import Detection, work
+from logsvc.detection import Detection, watched_units, work
 from logsvc.errors import StoreUnavailable
 from logsvc.query import Node, parse
 from logsvc.records import Entry
@@ -268,6 +268,10 @@ def test_normal_records_open_nothing(bench: Bench) -> None:
     bench.go(NOW_US + 60 * MINUTE_US)
     bench.state.wait_for_cursor(NOW_US + 59 * MINUTE_US)
     assert bench.state.events == []
+    watched = watched_units(bench.state.blobs("default"))
+    assert [(one["task"], one["state"]) for one in watched] == [
+        (unit.removeprefix("task:"), "watched") for unit in TASKS
+    ]
 
 
 def test_a_ticket_resolves_and_people_hear_of_it(bench: Bench) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable
 
 import numpy as np
 import pytest
 
-from detectors.base import BLOCK_STEPS, DAY_US, Count
+from detectors.base import BLOCK_STEPS, DAY_US, Count, Judgement
 from detectors.baseline import learn
 from detectors.engine import Judge
 from detectors.signals import Stretch, evaluate, patience
@@ -182,7 +183,9 @@ def test_an_hourly_task_that_does_not_come_is_missed() -> None:
 
 def test_an_error_is_known_for_two_weeks_after_it_came_last() -> None:
     cut, begin = grid(3000), NOW_US - 18 * DAY_US
-    judge, memory = Judge(cut), {}
+    judge = Judge(cut)
+    memory: dict[str, bytes] = {}
+    found: list[Judgement] = []
     came = {"thirteen": (5, 17), "seventeen": (1, 17)}  # days ago → days on which it comes
     for day in range(18):
         start = begin + day * DAY_US
@@ -194,3 +197,19 @@ def test_an_error_is_known_for_two_weeks_after_it_came_last() -> None:
         found = judge.advance(counts(events, cut.step_us), start + DAY_US)
     assert {t.id: t.is_new for one in found for t in one.templates} == {"thirteen": False, "seventeen": True}
     assert "thirteen" in memory["marks"].decode()
+
+
+def test_a_task_is_learning_until_it_has_some_hours_of_history() -> None:
+    judge = Judge(grid())
+    hours = 4
+    said = []
+    for hour in range(hours):
+        start = NOW_US + hour * HOUR_US
+        events = normal(UNIT, start, start + HOUR_US, seed=hour, per_minute=2)
+        judge.advance(counts(events, grid().step_us), start + HOUR_US)
+        said += [json.loads(kept) for name, kept in judge.memory().items() if name == "learning"]
+    [first, second] = [one[UNIT] for one in said]
+    assert (first[0], second[0]) == (True, False)
+    assert NOW_US + 3 * HOUR_US <= second[1] < NOW_US + 4 * HOUR_US
+    # Kept over a restart.
+    assert Judge(grid(), {"learning": json.dumps(said[-1]).encode()}).memory() == {}
