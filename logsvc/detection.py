@@ -20,6 +20,7 @@ Not here: what is odd (detectors/), what people are told (outbox.py), a ticket's
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import signal
 import threading
@@ -49,6 +50,8 @@ from detectors.base import (
 from detectors.calibrate import Budgets
 from detectors.explain import error_line, names, sentence, shared, title
 from detectors.incidents import Change, Facts, Incident, Incidents
+from detectors.runs import CUT as ODD_RUN_CUT
+from detectors.runs import odd_runs
 from detectors.templates import MAX_TEXTS, Merging
 from logsvc.backtest import History
 from logsvc.errors import BadInput, LogsvcError, QueryTooExpensive, StoreUnavailable
@@ -95,6 +98,8 @@ _FINGERPRINTS = 5
 _COMPARED = 500
 """Records that failed, and others, that are looked through for what the failed have in common."""
 _SHARED, _SHARED_CUT = "shared", 6.0
+_ODD_RUNS, _MOST_RUNS = "odd_runs", 20
+_PAST_RECORDS = 1_000
 _RELEASE_SHARE = 0.2
 _WORKER_TIMEOUT_S = 120.0
 _CLOSE_S = 2.0
@@ -533,7 +538,7 @@ class Detection:
         is_over = incident.resolved_us is not None
         samples = current.samples if current and is_over else self._samples(session.tenant, query, incident, cutoff_us)
         if current and is_over:
-            alike = [one for one in current.evidence if one.feature == _SHARED]
+            alike = [one for one in current.evidence if one.feature in {_SHARED, _ODD_RUNS}]
         else:
             alike = self._shared(session.tenant, incident, units, cutoff_us)
         lines = {str(s["log.template.id"]): error_line(s) for s in reversed(samples) if "log.template.id" in s}
@@ -599,7 +604,7 @@ class Detection:
         failed, good = (
             self._records(tenant, And((where, node)), span, _COMPARED) for node in (is_error, Not(is_error))
         )
-        return [
+        alike = [
             Evidence(
                 _SHARED,
                 "share",
@@ -609,6 +614,38 @@ class Detection:
                 one.sentence(),
             )
             for one in shared(failed, good)
+        ]
+        return alike + self._odd_runs(tenant, incident, known, failed)
+
+    def _odd_runs(
+        self, tenant: str, incident: Incident, known: Node, failed: Sequence[Mapping[str, object]]
+    ) -> list[Evidence]:
+        """Return whether the root's failed runs did what its runs before did not, whatever they logged."""
+        if not incident.root.startswith("task:"):
+            return []
+        task = incident.root.partition(":")[2]
+        runs = {str(one["task.id"]) for one in failed if one.get("task.name") == task and "task.id" in one}
+        if not runs:
+            return []
+        node = And((_unit_node(incident.root), known))
+        some = Or(tuple(Term("task.id", id) for id in sorted(runs)[:_MOST_RUNS])) if len(runs) > 1 else None
+        whole = And((node, some or Term("task.id", min(runs))))
+        before = Span(incident.start_us - _DAY_US, incident.start_us)
+        past = self._records(tenant, And((node, Exists("task.id"))), before, _PAST_RECORDS, Order.NEWEST_FIRST)[::-1]
+        found = odd_runs(past, self._records(tenant, whole, Span(), _PAST_RECORDS))
+        if found is None:
+            return []
+        share = found.odd / found.runs
+        strength = -math.log10(max(found.usual, 1e-9)) / ODD_RUN_CUT
+        return [
+            Evidence(
+                _ODD_RUNS,
+                "share",
+                round(share, 3),
+                round(found.usual, 3),
+                round(score_of(strength), 4),
+                found.sentence(),
+            )
         ]
 
     def _samples(self, tenant: str, query: str, incident: Incident, cutoff_us: int) -> list[dict[str, object]]:

@@ -111,6 +111,9 @@ def test_a_burst_becomes_one_ticket_that_says_what_broke(
         found = {record["task.id"] for record in service.walk(ticket["query"])}
         assert len(found & {f"burst-{i}" for i in range(40)}) >= 35
 
+        [odd] = [one for one in ticket["evidence"] if one["feature"] == "odd_runs"]
+        assert "did what hardly any run before did: none logged" in odd["text"]
+
         watched = service.get("/tasks")
         assert {(one["task"], one["state"]) for one in watched["tasks"]} == {
             (task, "watched") for task in ("billing.charge", "email.send", "reports.build")

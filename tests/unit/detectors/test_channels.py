@@ -141,7 +141,7 @@ def test_windows_are_judged_alike_one_by_one_and_an_hour_at_once() -> None:
         for name in ("surprise", "k", "expected", "windows"):
             np.testing.assert_allclose(getattr(alone, name)[:, 0, 0], getattr(together, name)[:, 0, at], rtol=1e-12)
         assert alone.short[0, 0] == pytest.approx(together.short[0, at], rel=1e-12)
-        for name in ("template", "customer"):
+        for name in ("template", "group"):
             theirs, mine = (int(getattr(one, name)[0, where]) for one, where in ((together, at), (alone, 0)))
             assert (theirs >= 0, mine >= 0) in {(True, True), (False, False)}
             assert theirs < 0 or together.ids[theirs] == alone.ids[mine]

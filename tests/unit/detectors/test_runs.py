@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detectors.runs import CUT, Runs
+from detectors.runs import CUT, Runs, odd_runs
 
 SESSIONS = Path(__file__).parents[4] / "shared/data/detection/sequences"
 """Real sessions (HDFS, 100,000 lines, labelled); no part of the project, used where they are."""
@@ -72,3 +72,36 @@ def test_real_sessions_that_failed_are_told_from_good_ones_without_labels() -> N
     right = sum(o and f for o, f in zip(odd, failed, strict=True))
     # 27 of 57 failed sessions have the templates of good ones: .69 is what sets and counts can reach.
     assert 2 * right / (sum(odd) + sum(failed)) > 0.689
+
+
+def run_of(id: str, *templates: str) -> list[dict[str, object]]:
+    return [{"task.id": id, "log.template.id": t, "log.template.text": f"text of {t}"} for t in templates]
+
+
+def past_runs(n: int = 100) -> list[dict[str, object]]:
+    runs = [run_of(f"p{i}", "start", "charged" if i % 25 else "declined", "done") for i in range(n)]
+    return [record for run in runs for record in run]
+
+
+def test_failed_runs_that_leave_out_what_all_others_do_are_odd_and_it_is_named() -> None:
+    failed = [record for i in range(5) for record in run_of(f"f{i}", "start", "lost")]
+    found = odd_runs(past_runs(), failed)
+    assert found is not None
+    assert (found.runs, found.odd) == (5, 5)
+    assert found.missing == ("text of charged", "text of done")
+    assert found.added == ("text of lost",)
+    assert found.usual <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("past", "failed"),
+    [
+        (100, [("start", "declined", "done")] * 2),  # too few
+        (100, [("start", "charged", "done")] * 5),  # as always
+        (50, [("start", "lost")] * 5),  # of what is too little to know
+        (0, [("start", "lost")] * 5),
+    ],
+)
+def test_other_failed_runs_are_not_odd(past: int, failed: list[tuple[str, ...]]) -> None:
+    records = [record for i, run in enumerate(failed) for record in run_of(f"f{i}", *run)]
+    assert odd_runs(past_runs(past), records) is None
