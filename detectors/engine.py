@@ -794,7 +794,7 @@ class Judge:
         for place in quiet:
             name = low[place]
             usual_others = fleet_usual - usual[place]
-            lively = np.minimum((fleet_k - k[place] + 1) / np.maximum(usual_others, 1), 1)
+            lively = np.minimum(np.maximum(fleet_k - k[place], 0) / np.maximum(usual_others, 1), 1)
             s, scale = silence(seen, place, np.where(usual_others >= 5, lively, 1.0))
             strength = s / float(self.budgets.cuts(name)[_SILENCE])
             unit = self._units[name]
