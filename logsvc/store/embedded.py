@@ -99,6 +99,7 @@ _MAX_TERMS = 65_000  # the bucket limit of one aggregation in tantivy
 _TOP_VALUES = 100
 _REWRITE_BATCH = 5_000
 _REBUILT = "rebuilt"  # of which commit a day was written anew
+_MAX_LOOKED_UP = 1_000  # values that are looked up one by one; more are found by walking the dictionary
 _SAME_NUMBER = 16  # records that share half an id; two are a coincidence of 1 in 10^19
 
 _DATES = tuple(f.name for f in FIELDS.values() if f.type is FieldType.DATE)
@@ -393,12 +394,14 @@ class _Compiler:
 
     def _values(self, field: str, values: Iterable[str]) -> Query:
         """Return the query for any of some whole values of a keyword."""
+        terms: list[Any] = list(values)
         if field == "event.id":
-            numbers = [_number_of(stored_id(self._tenant, value)) for value in values]
-            return Query.term_set_query(self._schema, "_id", numbers)
-        if field in _COLUMNS:
-            return Query.term_set_query(self._schema, "_keys", [_key(_KEYED[field], value) for value in values])
-        return Query.term_set_query(self._schema, field, list(values))
+            field, terms = "_id", [_number_of(stored_id(self._tenant, value)) for value in terms]
+        elif field in _KEYED:
+            field, terms = "_keys", [_key(_KEYED[field], value) for value in terms]
+        if 0 < len(terms) <= _MAX_LOOKED_UP:
+            return _any([Query.term_query(self._schema, field, term) for term in terms])
+        return Query.term_set_query(self._schema, field, terms)
 
     def _pattern(self, field: str, pattern: regex.Pattern) -> Query:
         if field in _COLUMNS:
