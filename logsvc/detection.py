@@ -95,6 +95,7 @@ _WAIT_S = 2.0
 _MAX_PAUSE_S = 30.0
 _SAMPLES = 5
 _FINGERPRINTS = 5
+_TEXTS_AT_ONCE = 200
 _COMPARED = 500
 """Records that failed, and others, that are looked through for what the failed have in common."""
 _SHARED, _SHARED_CUT = "shared", 6.0
@@ -407,11 +408,24 @@ class Detection:
 
     def _texts(self, tenant: str, counts: Iterable[Count], known: set[str]) -> dict[str, str]:
         """Return the texts of fingerprints that are not ``known`` yet, and add them there; so far as there is room."""
-        ids = {c.key for c in counts if c.dimension == Dimension.TEMPLATE.value} - known
+        new = {c.key for c in counts if c.dimension == Dimension.TEMPLATE.value} - known
+        ids = sorted(new)[: max(MAX_TEXTS - len(known), 0)]
         texts: dict[str, str] = {}
-        for id in sorted(ids)[: max(MAX_TEXTS - len(known), 0)]:
-            found = self._records(tenant, Term("log.template.id", id), Span(), 1)
-            texts[id] = (_text(found[0], "log.template.text") if found else None) or id
+
+        def find(ids: Sequence[str], limit: int) -> None:
+            terms = tuple(Term("log.template.id", id) for id in ids)
+            for record in self._records(tenant, Or(terms) if len(terms) > 1 else terms[0], Span(), limit):
+                if (id := _text(record, "log.template.id")) is not None:
+                    texts.setdefault(id, _text(record, "log.template.text") or id)
+
+        # A release brings hundreds at once, mostly of a record or two each: few searches find nearly all.
+        for start in range(0, len(ids), _TEXTS_AT_ONCE):
+            part = ids[start : start + _TEXTS_AT_ONCE]
+            find(part, 2 * len(part))
+            for id in part:
+                if id not in texts:
+                    find([id], 1)
+                    texts.setdefault(id, id)
         known.update(texts)
         return texts
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -260,6 +261,29 @@ def test_how_far_it_is_behind_is_a_number_before_the_first_judgement(bench: Benc
     bench.pipeline.is_complete = False
     bench.detection.open()
     assert behind_s() == 60
+
+
+def test_the_texts_of_hundreds_of_new_templates_take_a_few_searches(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"v1:{n}" for n in range(300)]
+    often = [ids[0]] * 700  # fills the first search all by itself
+    bench.add([Event(NOW_US + n, NOW_US + n, TASKS[0], "error", id) for n, id in enumerate(often + ids)])
+    counts = bench.detection._counts("default", Span(NOW_US, NOW_US + MINUTE_US))
+    asked: list[int] = []
+    search = bench.store.search
+
+    def counted(*args: Any, **kwargs: Any) -> Page:
+        asked.append(kwargs["limit"])
+        return search(*args, **kwargs)
+
+    monkeypatch.setattr(bench.store, "search", counted)
+    known = {ids[7]}
+    texts = bench.detection._texts("default", counts, known)
+    assert texts == {id: f"text of {id}" for id in ids if id != ids[7]}
+    assert known == set(ids)
+    assert asked.count(1) < 200, "those that the frequent one crowded out"
+    assert len(asked) - asked.count(1) == 2
 
 
 def test_normal_records_open_nothing(bench: Bench) -> None:
