@@ -836,11 +836,18 @@ class EmbeddedStore:
         return entry.id in before.pending or self._is_stored(before, entry.id)
 
     def _number(self, entry: Entry) -> int:
-        """Return which day, or month, takes an entry; always the same as long as that is kept."""
+        """Return which day, or month, takes an entry; one that has it already goes on to."""
         number = entry.time_us // _DAY_US
-        # A day that has an index keeps it, so that a record that is sent again later is recognised there.
-        is_past = entry.ingested_us // _DAY_US - number > OWN_INDEX_DAYS
-        return _month_of(number) if is_past and number not in self._days.get(entry.tenant, ()) else number
+        if entry.ingested_us // _DAY_US - number <= OWN_INDEX_DAYS:
+            return number
+        month = _month_of(number)
+        days = self._days.get(entry.tenant, {})
+        if number not in days:
+            return month
+        # A day's own index may be begun at the last moment, when its month has some of its records.
+        there = days.get(month)
+        is_there = there is not None and (entry.id in there.pending or self._is_stored(there, entry.id))
+        return month if is_there else number
 
     def _day_to_write(self, tenant: str, number: int) -> _Day:
         with self._lock:

@@ -360,3 +360,16 @@ def test_records_of_many_days_long_past_touch_few_indices(tmp_path: Path) -> Non
         entry.time_us for entry in entries
     ]
     again.close()
+
+
+def test_a_day_whose_own_index_is_begun_at_the_last_moment_doubles_nothing(tmp_path: Path) -> None:
+    midnight = T0 // DAY_US * DAY_US + 36 * DAY_US
+    in_time = make_entry(1, T0, id="in time", ingested_us=midnight - 1)
+    late = make_entry(2, T0, id="late", ingested_us=midnight, has_client_id=False)
+    store = EmbeddedStore(tmp_path / "index")
+    assert store.append([in_time, late]).appended == 2
+    store.close()
+    store = EmbeddedStore(tmp_path / "index")  # read again after a crash
+    assert store.append([in_time, late]) == AppendResult(skipped=2)
+    assert store.count("default", MatchAll()) == 2
+    store.close()
