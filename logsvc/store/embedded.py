@@ -227,7 +227,7 @@ def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
     for name, (kind, *properties) in _spec().items():
         if kind == "i64":
-            # Ranges over a fast column are quick, and unique numbers make a large dictionary.
+            # Only what is looked up has a dictionary: ranges over a fast column are quick.
             builder.add_integer_field(name, fast="fast" in properties, indexed="indexed" in properties)
         elif kind == "u64":
             builder.add_unsigned_field(name, indexed=True)
