@@ -198,8 +198,10 @@ def test_a_replay_that_looks_an_hour_ahead_finds_the_same() -> None:
     start, until = NOW_US - 15 * HOUR_US, NOW_US
     events = [event for unit in TASKS[:2] for event in normal(unit, start, until, seed=7, per_minute=2, errors=0.03)]
     events += normal("task:rare.job", start, until, seed=8, per_minute=0.1)
-    # One falls silent, one breaks, and now and then something comes late, odd things among it.
+    # What comes by the clock no longer does, one falls silent, one breaks, and now and then something comes late, odd things among it.
     events = [e for e in events if not (e.unit == TASKS[1] and until - 3 * HOUR_US < e.time_us < until - HOUR_US)]
+    quarters = range(start, until - 4 * HOUR_US, 15 * MINUTE_US)
+    events += [Event(at, at + 1_000_000, "task:clock.job") for at in quarters]
     events += burst(TASKS[0], until - 5 * HOUR_US, n=40) + burst(
         TASKS[0], until - 200 * MINUTE_US, n=8, template="another"
     )
@@ -229,4 +231,5 @@ def test_a_replay_that_looks_an_hour_ahead_finds_the_same() -> None:
     judgements, changes, looked = run(is_ahead=True)
     assert looked > len(events) / 2
     assert {incident.kind for incident in opened(changes)} >= {"new_error", "silence"}
+    assert [one.opened_us for one in opened(changes) if one.root == "task:clock.job"] == [until - 222 * MINUTE_US]
     assert (judgements, changes) == run(is_ahead=False)[:2]
