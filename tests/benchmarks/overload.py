@@ -5,8 +5,8 @@ exceeded: *greedy* (40 connections) offers 2.3 times the capacity, *busy* (8 con
 0.1 times. None of them heeds ``Retry-After``; a body that was refused is sent again a second later. Meanwhile
 one searches as *modest*.
 
-It fails (exit code 1) if what was acknowledged is not found exactly once, if *modest* gets less than it
-offers, or if the backlog is not searchable within a minute after the end.
+It fails (exit code 1) if what was acknowledged is not found exactly once, if *modest* gets less than nine tenths
+of what it has to send, or if the backlog is not searchable within a minute after the end.
 """
 
 from __future__ import annotations
@@ -217,6 +217,7 @@ def _run(service: ServiceProcess, seconds: float) -> dict[str, Any]:
         if found != sender.acknowledged:
             failures.append(f"{tenant}: {sender.acknowledged} acknowledged, {found} found")
         tenants[tenant] = {
+            "wanted_per_s": round(sender.rate * BATCH),
             "offered_per_s": round(sender.offered / seconds),
             "acknowledged_per_s": round(sender.acknowledged / seconds),
             "refused_bodies": {str(status): count for status, count in sorted(sender.refused.items())},
@@ -224,8 +225,10 @@ def _run(service: ServiceProcess, seconds: float) -> dict[str, Any]:
             "acknowledged_p99_s": _p99(sender.waits_s),
         }
     modest = senders["modest"]
-    if modest.acknowledged < 0.9 * modest.offered:
-        failures.append(f"modest offered {modest.offered} and got {modest.acknowledged} acknowledged")
+    # Not what it offered: one connection that waits offers less.
+    wanted = modest.rate * BATCH * seconds
+    if modest.acknowledged < 0.9 * wanted:
+        failures.append(f"modest had {wanted:.0f} records to send and got {modest.acknowledged} acknowledged")
     throttled = {
         name.partition('"')[2].rstrip('"}'): value
         for name, value in _metrics(service).items()
