@@ -221,15 +221,24 @@ class Pace:
 
     def is_behind(self, last_seq: int, now: float) -> bool:
         """Return whether appends after ``last_seq`` wait for the reader; never for one that stands still."""
-        if self._admit_through is None or self._noted_at is None or last_seq < self._admit_through:
+        if self._admit_through is None or self._noted_at is None or last_seq < self._admitted(now):
             return False
         return now - self._noted_at < _STANDS_STILL_AFTER_S
+
+    def _admitted(self, now: float) -> int:
+        """Return up to which number appends go; a reader of large batches is noted seldom, and nobody waits that long.
+
+        What is admitted ahead of the next note is taken off then.
+        """
+        assert self._admit_through is not None
+        assert self._noted_at is not None
+        return self._admit_through + round(self.rate / 2 * max(0.0, now - self._noted_at))
 
     def wait_s(self, last_seq: int, now: float) -> int:
         """Return when an append after ``last_seq`` has a good chance, in seconds, at least 1."""
         if self._admit_through is None or not self.is_behind(last_seq, now):
             return 1
-        return max(1, min(_MAX_RETRY_AFTER_S, math.ceil((last_seq - self._admit_through) / max(self.rate / 2, 1.0))))
+        return max(1, min(_MAX_RETRY_AFTER_S, math.ceil((last_seq - self._admitted(now)) / max(self.rate / 2, 1.0))))
 
 
 class Journal:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -474,6 +475,23 @@ def test_a_backlog_is_bounded_in_time_while_the_reader_gets_on() -> None:
     while through < last:
         now, through = now + 1, min(last, through + 20_000)
     assert now - 600 <= 32  # and then it recovers
+
+
+def test_a_slow_reader_of_large_batches_lets_somebody_in_all_the_time() -> None:
+    pace = Pace(max_lag_s=30)
+    last = through = 0
+    admitted_at = []
+    for now in range(1_400):
+        if now % 7 == 0:  # so long it takes for a batch, longer than a body waits
+            through = min(last, through + 20_000)
+            pace.note(last, through, now)
+        for _ in range(10):
+            if not pace.is_behind(last, now):
+                admitted_at.append(now)
+                last += 1_000
+        assert last - through <= 31 * 20_000 // 7 + 30_000
+    assert max(later - now for now, later in pairwise(admitted_at)) <= 2
+    assert len(admitted_at) * 1_000 / 1_400 == pytest.approx(20_000 / 7, rel=0.1)
 
 
 def test_a_store_that_is_away_holds_nobody_back_and_its_backlog_shrinks_without_refusing_a_moderate_sender() -> None:
