@@ -56,20 +56,24 @@ def main() -> int:
             except Unobtainable as exc:
                 console.print(f"[red]no Elasticsearch, so its cells fail:[/] {escape(str(exc))}")
 
-        def lane(of: str) -> None:
-            for cell, store in chosen:
-                if store == of and not _is_ending.is_set():
-                    result = _run(cell, store, f"{seed}-{cell.name}-{store}", arguments.short, url)
-                    results.append((cell, store, result))
-                    _tell(cell, store, result)
+        def lane(of: str, ended: threading.Event) -> None:
+            try:
+                for cell, store in chosen:
+                    if store == of and not _is_ending.is_set():
+                        result = _run(cell, store, f"{seed}-{cell.name}-{store}", arguments.short, url)
+                        results.append((cell, store, result))
+                        _tell(cell, store, result)
+            finally:
+                ended.set()
 
-        # The stores side by side: much of a cell is waiting.
-        lanes = [threading.Thread(target=lane, args=(of,), daemon=True) for of in ("embedded", "elastic")]
-        stack.callback(_end_all, lanes)
-        for thread in lanes:
-            thread.start()
-        for thread in lanes:
-            thread.join()
+        # The stores side by side: much of a cell is waiting. Events, for a join that a signal interrupts takes its
+        # thread for ended (CPython up to 3.12).
+        lanes = {of: threading.Event() for of in ("embedded", "elastic")}
+        for of, ended in lanes.items():
+            threading.Thread(target=lane, args=(of, ended), daemon=True).start()
+        stack.callback(_end_all, list(lanes.values()))
+        for ended in lanes.values():
+            ended.wait()
     _table(results, time.monotonic() - began)
     failed = [f"{cell.name}" for cell, _, result in results if result.problems]
     if failed:
@@ -136,14 +140,13 @@ _is_ending = threading.Event()
 _END_S = 60.0
 
 
-def _end_all(lanes: list[threading.Thread]) -> None:
+def _end_all(lanes: list[threading.Event]) -> None:
     """Let each cell that still runs close what it has started."""
     _is_ending.set()
     for rig in _open.copy():
         rig.end()
-    for lane in lanes:
-        if lane.ident is not None:
-            lane.join(_END_S)
+    for ended in lanes:
+        ended.wait(_END_S)
 
 
 def _where(exc: BaseException) -> str:
