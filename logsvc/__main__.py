@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from enum import Enum
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -35,6 +35,9 @@ from logsvc.errors import (
     SettingsError,
     StoreUnavailable,
 )
+
+if TYPE_CHECKING:
+    from logsvc.backtest import History
 
 HELP = """Find out what broke, since when, and why we think so.
 
@@ -904,7 +907,18 @@ def doctor(config: ConfigOption = None, url: UrlOption = None, output: OutputOpt
 
 @app.command()
 def backtest(
-    file: Annotated[Path, typer.Argument(help="NDJSON, plain, gzip or zstd.", show_default=False)],
+    file: Annotated[Path | None, typer.Argument(help="NDJSON, plain, gzip or zstd.", show_default=False)] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            "--query", help="Take what a service has instead, such as: service:web; '' is all.", show_default=False
+        ),
+    ] = None,
+    start: Annotated[str | None, typer.Option("--from", help="With --query: RFC 3339, or relative: now-14d.")] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", help="With --query: RFC 3339, or relative; now if missing.")
+    ] = None,
+    url: UrlOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Where to write every odd window, as a JSON list.")
     ] = None,
@@ -921,19 +935,27 @@ def backtest(
         typer.Option("--false-tickets-for", metavar="NAME=N,…", help="The same for some, as LOGSVC_FALSE_TICKETS_FOR."),
     ] = "",
 ) -> None:
-    """Show which tickets a file of records would have opened. Needs no service, key or store.
+    """Show which tickets records would have opened: a file's, or those of a service that match a query.
+
+    A file needs no service, key or store. With --query the records come from the service at LOGSVC_URL
+    with the key in LOGSVC_API_KEY; a connection that breaks is taken up again.
 
     The same code as the service's judges it, tick by tick. `event.ingested` says when a record came;
     without it, it came when it happened.
 
-    Example: `logsvc backtest logs.ndjson.gz --output flags.json --html report.html`
+    Examples: `logsvc backtest logs.ndjson.gz --output flags.json --html report.html` ·
+    `logsvc backtest --query 'service:billing' --from now-14d`
     """
     from logsvc import detection, report
-    from logsvc.backtest import lines, write_flags
+    from logsvc.backtest import write_flags
     from logsvc.settings import DetectionSettings, budget, budgets
     from logsvc.timestamps import parse_duration
 
-    with _explained():
+    with _explained(query or ""):
+        if (file is None) == (query is None):
+            raise BadInput("expected a FILE, or --query with what a service has: one of them")
+        if query is None and (start or end):
+            raise BadInput("--from and --to go with --query; a file is taken as a whole")
         settings = DetectionSettings(
             window=parse_duration(window),
             grace=parse_duration(grace),
@@ -941,12 +963,17 @@ def backtest(
             false_tickets_for=_option("--false-tickets-for", budgets, false_tickets_for),
         )
         history = detection.new_history("default", settings)
-        for line in lines(file):
-            history.add(line)
+        name = str(file) if file is not None else query or "all records"
+        _fill(history, file, query or "", start, end, url)
         for reason, n in history.refused.items():
-            terminal.console(is_error=True).print(f"[yellow]{n:,} lines refused:[/] {_escape(reason)}", soft_wrap=True)
+            terminal.console(is_error=True).print(
+                f"[yellow]{n:,} record{'' if n == 1 else 's'} refused:[/] {_escape(reason)} "
+                f"[dim](first: {_escape(history.examples[reason])})[/]",
+                soft_wrap=True,
+            )
         if not history.records:
-            raise BadInput(f"no records in {str(file)!r}; expected one JSON object a line")
+            expected = "one JSON object a line" if file is not None else "some that match; try a wider --from"
+            raise BadInput(f"no records in {name!r}; expected {expected}")
         flags, tickets = detection.backtest(history, settings)
         if output is not None:
             try:
@@ -955,7 +982,10 @@ def backtest(
                 raise BadInput(f"cannot write {str(output)!r}: {exc.strerror}") from exc
         if html is not None:
             try:
-                report.write(html, report.page(file.name, history.records, len(history.units), tickets))
+                report.write(
+                    html,
+                    report.page(file.name if file is not None else name, history.records, len(history.units), tickets),
+                )
             except OSError as exc:
                 raise BadInput(f"cannot write {str(html)!r}: {exc.strerror}") from exc
         out = terminal.console()
@@ -967,6 +997,31 @@ def backtest(
             f"only the forest opened {joint:,}",
             highlight=False,
         )
+
+
+def _fill(history: History, file: Path | None, query: str, start: str | None, end: str | None, url: str | None) -> None:
+    """Read all records into ``history``, and show how far it is."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from logsvc.backtest import EXPORTED, lines
+    from logsvc.timestamps import format_us, parse_time, system_clock
+
+    err = terminal.console(is_error=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[at]}"))
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        shown = progress.add_task("reading records", total=None, at="")
+        if file is not None:
+            found: Iterator[Any] = lines(file, lambda why: history.refuse("the rest of a damaged file", why))
+        else:
+            now_us = system_clock()
+            until = format_us(parse_time(end, now_us) if end else now_us)
+            since = format_us(parse_time(start, now_us)) if start else None
+            found = Client(url).export(query, since, until, EXPORTED)
+        for n, record in enumerate(found, 1):
+            history.add(record)
+            if n % 1000 == 0:
+                reached = f", at {record['@timestamp'][:16]}" if file is None else ""
+                progress.update(shown, at=f"{n:,}{reached}")
 
 
 @app.command()

@@ -14,9 +14,10 @@ import gzip
 import io
 import itertools
 import math
+import zlib
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -52,9 +53,17 @@ _OF_ERRORS = (
 )
 _ALIKE = keys_of(*_NAMES, "log_level", "event_severity")
 _TIMES, _DURATIONS = keys_of("timestamp"), keys_of("event_duration")
-_COUNTED = _ALIKE | _TIMES | _DURATIONS | keys_of("event_id")
+_IDS = keys_of("event_id")
+_COUNTED = _ALIKE | _TIMES | _DURATIONS | _IDS
+_REASONS = {
+    "not_json": "not JSON",
+    "not_object": "no JSON object",
+    "too_large": "too large",
+    "too_deep": "nested too deeply",
+}
 _MOST_ALIKE = 65_536
-_NO_TIME_US = END_OF_TIME_NS // NS_PER_US - 2 * 86_400_000_000  # what a record without a time is given
+_DAY_US = 86_400_000_000
+_NO_TIME_US = END_OF_TIME_NS // NS_PER_US - 2 * _DAY_US  # what a record without a time is given
 
 
 @lru_cache(maxsize=65_536)
@@ -92,6 +101,9 @@ class History:
         self.records = 0
         self.texts: dict[str, str] = {}  # of each template at warn or above, by its id
         self.refused: dict[str, int] = {}  # reason → records that could not be read
+        self.examples: dict[str, str] = {}  # reason → where the first was, and what about it
+        self._seen = 0
+        self._ids: set[int] = set()  # hashes of those seen
         self._step_us = step_us
         self._tick_us = tick_us
         self._normaliser = Normaliser(b"")
@@ -107,9 +119,10 @@ class History:
 
     def add(self, item: bytes | Mapping[str, Any]) -> None:
         """Take one record: a JSON object, or its text."""
+        self._seen += 1
         sent = decode_item(item) if isinstance(item, bytes) else dict(item)
         if isinstance(sent, ItemResult):
-            self._refuse(sent.reason or "not a record")
+            self.refuse(_REASONS.get(sent.code or "", "not a record"), sent.reason or "")
             return
         alike = _alike(sent)
         if alike in self._alike and self._count_alike(sent, self._alike[alike]):
@@ -117,15 +130,16 @@ class History:
         try:
             draft = self._read(sent)
         except TooLarge:
-            self._refuse("too large")
+            self.refuse("too large")
             return
         assert draft.time is not None  # complete() has set it
         time_us = draft.time // NS_PER_US
         if time_us == _NO_TIME_US:
-            self._refuse("without a time that can be read")
+            self.refuse("without a time that can be read")
             return
-        ingested_us = _ingested_us(sent)
-        self._count(draft.values, time_us, time_us if ingested_us is None else ingested_us)
+        if self._is_repeated(draft.values.get("event_id")):
+            return
+        self._count(draft.values, *_times(time_us, _ingested_us(sent)))
         if alike and draft.values.get("event_severity", 9) < LEVELS["warn"] and len(self._alike) < _MOST_ALIKE:
             number = self._units[_unit(draft.values)] << 32
             level = self._keys[Dimension.LEVEL, draft.values["log_level"]]
@@ -137,12 +151,17 @@ class History:
         Most records are like one before: to read them in full takes three times as long.
         """
         time: object = None
+        id: str | None = None
         duration: int | None = None
         for key, value in sent.items():
             if key in _TIMES:
                 if time is not None or type(value) is not str:
                     return False
                 time = value
+            elif key in _IDS:
+                if id is not None or type(value) is not str:
+                    return False
+                id = value
             elif key in _DURATIONS:
                 if duration is not None:
                     return False
@@ -153,8 +172,9 @@ class History:
             return False
         if not 0 <= time_us < _NO_TIME_US:
             return False
-        ingested_us = _ingested_us(sent)
-        tick, step = self._place(time_us, time_us if ingested_us is None else ingested_us)
+        if self._is_repeated(id):
+            return True
+        tick, step = self._place(*_times(time_us, _ingested_us(sent)))
         self._append(tick, alike.code, step)
         if duration is not None:
             self._append(tick, alike.number | self._key(Dimension.DURATION, _bucket(duration)), step)
@@ -175,8 +195,21 @@ class History:
                 draft.values[attribute] = _masked(draft.values[attribute])
         return draft
 
-    def _refuse(self, reason: str) -> None:
+    def _is_repeated(self, id: str | None) -> bool:
+        """Return whether a record had this id before; as in a store, the first counts."""
+        if id is None:
+            return False
+        known = len(self._ids)
+        self._ids.add(hash(id))
+        if len(self._ids) > known:
+            return False
+        self.refuse("its event.id was there before", id)
+        return True
+
+    def refuse(self, reason: str, detail: str = "") -> None:
+        """Count what cannot be used, and keep the first for people to look at."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
+        self.examples.setdefault(reason, f"record {self._seen:,}" + (f": {detail}" if detail else ""))
 
     def _count(self, values: Mapping[str, Any], time_us: int, ingested_us: int) -> None:
         unit = _unit(values)
@@ -276,6 +309,13 @@ def _alike(sent: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(out)
 
 
+def _times(time_us: int, ingested_us: int | None) -> tuple[int, int]:
+    """Return when a record happened and when it came; it cannot have come more than a day before."""
+    if ingested_us is None:
+        return time_us, time_us
+    return ingested_us if time_us > ingested_us + _DAY_US else time_us, ingested_us
+
+
 def _unit(values: Mapping[str, Any]) -> str:
     task = values.get("task_name")
     return f"task:{task}" if task else f"service:{values['service_name']}"
@@ -298,22 +338,30 @@ def _ingested_us(sent: Mapping[str, Any]) -> int | None:
         return None
 
 
-def lines(path: Path) -> Iterator[bytes]:
+def lines(path: Path, damaged: Callable[[str], None]) -> Iterator[bytes]:
     """Yield the lines of a file: plain, gzip or zstd, told by its first bytes.
 
+    Args:
+        path: The file.
+        damaged: Told what is wrong with a packed file whose end cannot be read; what came before counts.
+
     Raises:
-        BadInput: If it cannot be read or is damaged.
+        BadInput: If nothing of it can be read.
     """
+    is_read = False
     try:
         with path.open("rb") as raw:
             magic = raw.read(4)
             raw.seek(0)
             for line in _opened(raw, magic):
+                is_read = True
                 if line.strip():
                     yield line
-    except (OSError, EOFError, zstandard.ZstdError) as exc:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise BadInput(f"cannot read {str(path)!r}: {reason}") from exc
+        if not is_read:
+            raise BadInput(f"cannot read {str(path)!r}: {reason}") from exc
+        damaged(reason)
 
 
 def _opened(raw: IO[bytes], magic: bytes) -> Iterable[bytes]:
@@ -325,6 +373,14 @@ def _opened(raw: IO[bytes], magic: bytes) -> Iterable[bytes]:
             1 << 20,
         )
     return raw
+
+
+EXPORTED = ",".join(
+    dict.fromkeys(_FACTS.values())
+    | dict.fromkeys(("log.level", "event.severity", "service.version", "organization.id", "event.duration"))
+    | dict.fromkeys(("error.stack_trace", "event.ingested", "@timestamp", "event.id"))
+)
+"""Fields that a history is made of, as an export names them."""
 
 
 def write_flags(path: Path, flags: Iterable[Mapping[str, object]]) -> None:

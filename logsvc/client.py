@@ -8,7 +8,8 @@ in no message.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, NotRequired, TypedDict
@@ -16,9 +17,12 @@ from typing import Any, NotRequired, TypedDict
 import httpx
 import msgspec
 
+from logsvc.errors import BadInput
 from logsvc.names import KEY_RULE, is_key
+from logsvc.timestamps import format_us, parse_timestamp
 
 _CHANGE_TIMEOUT_S = 600.0
+_EXPORT_TRIES = 6  # in a row, without a record: about a minute, so that a restart is no end
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 
@@ -152,6 +156,66 @@ class Client:
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raise self._stranger(response)
             yield self._records(response)
+
+    def export(
+        self, q: str, start: str | None, end: str | None, fields: str, *, wait: Callable[[float], None] = time.sleep
+    ) -> Iterator[dict[str, Any]]:
+        """Yield every hit, the oldest first, each once; when the connection breaks, go on where it did.
+
+        Args:
+            q: The query.
+            start: From when on; RFC 3339, or relative.
+            end: Until when; a moment, since what is relative would move.
+            fields: Which to return, with commas between them; ``@timestamp`` and ``event.id`` among them.
+            wait: Waits so many seconds before another try.
+        """
+        last_us, same = -1, set[str]()  # the newest time seen, and the ids that have it
+        failures = 0
+        while True:
+            since = start if last_us < 0 else format_us(last_us)
+            params = {"q": q, "from": since, "to": end, "fields": fields}
+            try:
+                for record in self._exported({name: value for name, value in params.items() if value is not None}):
+                    try:
+                        at_us, id = parse_timestamp(record["@timestamp"]) // 1000, str(record["event.id"])
+                    except (KeyError, BadInput) as exc:
+                        raise ClientError(f"a record without a usable {exc} in the export", Exit.AWAY) from exc
+                    if at_us == last_us and id in same:
+                        continue
+                    if at_us != last_us:
+                        last_us, same = at_us, set()
+                    same.add(id)
+                    failures = 0
+                    yield record
+                return
+            except httpx.TransportError as exc:
+                failures += 1
+                if last_us < 0 or failures > _EXPORT_TRIES:
+                    raise ClientError(f"no service answers at {self.url} ({exc}); nothing was kept", Exit.AWAY) from exc
+            except ClientError as exc:
+                failures += 1
+                is_passing = exc.exit_code is Exit.AWAY or exc.problem.get("status") == httpx.codes.TOO_MANY_REQUESTS
+                if last_us < 0 or failures > _EXPORT_TRIES or not is_passing:
+                    raise
+            wait(min(2.0 ** (failures - 1), 30.0))
+
+    def _exported(self, params: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        timeout = httpx.Timeout(30.0, read=120.0)
+        with self._http.stream("GET", "/api/v1/export", params=params, timeout=timeout) as response:
+            if response.status_code != httpx.codes.OK:
+                response.read()
+            self._check(response)
+            if not response.headers.get("content-type", "").startswith("application/x-ndjson"):
+                raise self._stranger(response)
+            # Not iter_lines(), which also ends lines where a message has a Unicode one.
+            rest = b""
+            for chunk in response.iter_bytes():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    if line:
+                        yield msgspec.json.decode(line, type=dict[str, Any])
+            if rest:
+                raise httpx.RemoteProtocolError("the answer ends within a line")
 
     def _records(self, response: httpx.Response) -> Iterator[dict[str, Any]]:
         try:

@@ -966,6 +966,8 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
 
     def idle(until_us: int) -> None:
         nonlocal cutoff_us
+        # By then all is forgotten: a record from the next century is no reason to wait for it.
+        until_us = min(until_us, cutoff_us + HORIZON_US + 2 * _DAY_US)
         while cutoff_us + TICK_US < until_us:
             cutoff_us += TICK_US
             if not engine.is_idle(cutoff_us):
