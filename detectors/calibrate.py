@@ -2,8 +2,9 @@
 
 A surprise is the decadic logarithm of how rarely chance brings as much, so a budget ten times as
 large lowers every cut by one, and a budget ten times as small raises it by one. The cuts of
-``base.CUTS`` are those of the default budget; on simulated traffic without incidents they keep it
-(``python -m tests.benchmarks detection``), and what people would not act on stays below any cut.
+``base.CUTS`` are those of the default budget; how far they keep it on traffic without incidents,
+``python -m tests.benchmarks detection_quality --full`` says. What people would not act on stays
+below any cut.
 
 What a budget does not move: the plain rules for units that are still being learned, which have no
 surprise, and how much odder than anything learned the forest wants a shape, which only smaller
