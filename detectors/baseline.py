@@ -19,7 +19,7 @@ from enum import IntEnum
 import numpy as np
 from scipy.special import betainc, log_ndtr
 
-from detectors.base import BLOCK_STEPS, DAY_US, STEPS_PER_WINDOW, WINDOWS_PER_BLOCK, Grid
+from detectors.base import BLOCK_STEPS, DAY_US, STEPS_PER_WINDOW, Grid
 from detectors.windows import FloatArray, Series, Sum
 
 MAX_SURPRISE = 60.0
@@ -29,7 +29,6 @@ _LEARNING_WINDOWS = 20
 _LEARNING_MOST = 3 * 288
 """A task that works once a night has few windows, but after three of them a habit."""
 _YOUNG_BLOCKS = 4
-_CLUMP_BLOCKS = 24
 _ESTABLISHED_WINDOWS = 288  # a day of five-minute windows
 
 
@@ -194,25 +193,11 @@ def _spread(residual: float, weight: float) -> float:
 
 
 def _clump(rows: FloatArray, decay: FloatArray) -> float:
-    """Return how many records come together, by whichever says less of their variance and of empty windows.
-
-    Where records come in clumps of Poisson's kind, a window is empty with the probability e^-c for c
-    clumps expected. The variance says the same, but also holds how the rate itself varies.
-    """
     windows = rows[:, Sum.STEPS] / STEPS_PER_WINDOW
     known = windows > 1
     n, windows = rows[known, Sum.RECORDS], windows[known]
     mean = float(decay[known] @ (n * (1 - 1 / windows)))
-    if mean <= 0:
-        return 1.0
-    by_variance = float(decay[known] @ (rows[known, Sum.RECORDS2] - n * n / windows)) / mean
-    whole = (rows[:, Sum.STEPS] == BLOCK_STEPS) & (rows[:, Sum.RECORDS] > 0)
-    if whole.sum() < _CLUMP_BLOCKS:
-        return max(1.0, by_variance)
-    empty = WINDOWS_PER_BLOCK - rows[whole, Sum.BUSY_WINDOWS]
-    clumps = -np.log((empty + 0.5) / (WINDOWS_PER_BLOCK + 1)) * WINDOWS_PER_BLOCK
-    by_gaps = float(decay[whole] @ rows[whole, Sum.RECORDS]) / float(decay[whole] @ clumps)
-    return max(1.0, min(by_variance, by_gaps))
+    return max(1.0, float(decay[known] @ (rows[known, Sum.RECORDS2] - n * n / windows)) / mean) if mean > 0 else 1.0
 
 
 def _latency(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: FloatArray) -> Latency | None:

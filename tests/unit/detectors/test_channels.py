@@ -117,6 +117,24 @@ def wobbling(days: float, seed: int) -> list[Event]:
     return out
 
 
+def in_clumps(start_us: int, end_us: int, seed: int) -> list[Event]:
+    """Return a task that works for ten minutes, two records a minute, and pauses for as long as chance wants."""
+    rng = random.Random(seed)
+    out = []
+    at = start_us
+    while at < end_us:
+        out += normal(UNIT, at, min(at + 10 * MINUTE_US, end_us), seed=at, per_minute=2, errors=0.0)
+        at += 10 * MINUTE_US + round(rng.expovariate(1 / 20) * MINUTE_US)
+    return out
+
+
+@pytest.mark.parametrize("seed", [6, 9])
+def test_a_pause_of_a_task_that_works_in_clumps_is_no_silence(seed: int) -> None:
+    start = NOW_US - 36 * HOUR_US
+    events = normal(OTHER, start, NOW_US, seed=1, per_minute=0.2) + in_clumps(start, NOW_US, seed)
+    assert opened(replay(events, NOW_US)) == []
+
+
 def test_what_wobbles_together_every_ten_minutes_opens_nothing() -> None:
     assert opened(replay(wobbling(2.5, 2), NOW_US)) == []
 
