@@ -88,6 +88,23 @@ class DemoFailed(Exception):
     """The demo did not show what it should; the message says what it saw instead."""
 
 
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put off signals that end the demo until the block has ended; children begin with the usual handlers."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
 class _Processes:
     """The programs of the demo, each with its output in a file, ended in reverse order."""
 
@@ -99,7 +116,7 @@ class _Processes:
     def start(self, name: str, *arguments: str, **environ: str) -> Path:
         """Start ``python -m ARGUMENTS`` as ``name`` and return the file with its output."""
         output = self._directory / f"{name}.log"
-        with output.open("ab") as out:
+        with output.open("ab") as out, _uninterrupted():  # or a program could run that nobody knows of
             self._running[name] = subprocess.Popen(  # noqa: S603 - our own interpreter and modules
                 [sys.executable, "-m", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -352,9 +369,8 @@ class Demo:
 def run(what: Break, directory: Path, *, store_url: str | None, history_days: float) -> int:
     """Run the demo for a person (until Ctrl-C) or, with ``CI`` set, to its end; return the exit code."""
     console = terminal.console()
-    for name in ("SIGTERM", "SIGHUP"):  # a closed window ends it as Ctrl-C does, and with it all it started
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    for number in _ENDING:  # a closed window ends it as Ctrl-C does, and with it all it started
+        signal.signal(number, signal.default_int_handler)
     demo = Demo(what, directory, console, store_url=store_url, history_days=history_days)
     is_ci = bool(os.environ.get("CI"))
     try:
