@@ -77,9 +77,10 @@ class Baseline:
     While ``is_learning`` only plain rules may open a ticket; a template is new after the first day
     (``is_established``) more readily. ``per_step`` is the mean of records, ``clump`` how many come
     together, as the variance of a window's records over their mean: silence is judged by what comes
-    independently. ``per_step_now`` is the mean of records at this time of day, where that is more. ``decay`` weighs each block from ``first_block`` to ``until``. ``numbers`` repeats
-    the rates as an array, to be stacked with those of other units; ``pasts`` remembers what
-    ``Table.past`` found, which holds as long as this does.
+    independently. ``per_step_now`` is the mean of records at this time of day, where that is more.
+    ``decay`` weighs each block from ``first_block`` to ``until``. ``numbers`` repeats the rates as an
+    array, to be stacked with those of other units; ``pasts`` remembers what ``Table.past`` found,
+    which holds as long as this does.
     """
 
     until: int
