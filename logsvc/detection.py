@@ -49,7 +49,7 @@ from detectors.base import (
 )
 from detectors.calibrate import Budgets
 from detectors.explain import error_line, names, sentence, shared, title
-from detectors.incidents import Change, Facts, Incident, Incidents
+from detectors.incidents import Change, ChangeKind, Facts, Incident, Incidents
 from detectors.runs import CUT as ODD_RUN_CUT
 from detectors.runs import odd_runs
 from detectors.templates import MAX_TEXTS, Merging
@@ -523,7 +523,9 @@ class Detection:
         for change in changes:
             id = change.incident.id
             current = tickets.get(id) or self._state.get_ticket(session.tenant, id)
-            event = TicketEvent(change.kind.value)
+            if current is None and change.kind is ChangeKind.MERGED:
+                continue  # erased meanwhile
+            event = TicketEvent.RESOLVED if change.kind is ChangeKind.MERGED else TicketEvent(change.kind.value)
             if current is not None and event is TicketEvent.OPENED:
                 event = TicketEvent.UPDATED  # told before a crash
             elif current is None and event is not TicketEvent.OPENED:
@@ -604,6 +606,7 @@ class Detection:
             resolved_at=None if incident.resolved_us is None else format_us(incident.resolved_us),
             is_notified=incident.is_notified,
             windows=incident.windows,
+            merged_into=incident.merged_into,
         )
 
     def _shared(self, tenant: str, incident: Incident, units: Sequence[str], cutoff_us: int) -> list[Evidence]:
@@ -906,6 +909,7 @@ class Opened(msgspec.Struct):
     score: float
     tasks: list[str]
     title: str
+    merged_into: str | None  # the ticket that went on in its place
     start: str  # of the first odd record's step
     end: str
     is_notified: bool
@@ -928,6 +932,7 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
     flags: list[Flag] = []
     lines: dict[str, str] = {}
     last: dict[str, Incident] = {}
+    merged: dict[str, str] = {}
     known: set[str] = set()  # fingerprints whose texts the engine has
     cutoff_us = 0
 
@@ -949,6 +954,8 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
         known.update(ids)
         for change in engine.advance(counts, cutoff_us, {id: history.texts[id] or id for id in ids}):
             last[change.incident.id] = change.incident
+            if change.incident.merged_into is not None:
+                merged[change.incident.id] = change.incident.merged_into
         for judgement in engine.judgements:
             incident = engine.incidents.of(judgement) if judgement.is_raised else None
             if incident is not None:
@@ -985,6 +992,9 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
             advance(counts)
     # What came last is judged once its grace is over; what comes after the end nobody knows.
     idle(cutoff_us + grid.grace_us + grid.step_us + TICK_US)
+    for flag in flags:
+        while flag.ticket in merged:
+            flag.ticket = merged[flag.ticket]
     ordered = sorted(last.values(), key=lambda incident: (incident.opened_us, incident.id))
     return flags, [_opened(incident, lines) for incident in ordered]
 
@@ -1000,6 +1010,7 @@ def _opened(incident: Incident, lines: Mapping[str, str]) -> Opened:
         score=round(score_of(incident.strength), 4),
         tasks=[unit.partition(":")[2] for unit in incident.members],
         title=title(incident.root, incident.findings, templates, texts),
+        merged_into=incident.merged_into,
         start=format_us(incident.start_us),
         end=format_us(incident.end_us),
         is_notified=incident.is_notified,

@@ -42,6 +42,7 @@ class Shown(Protocol):
     score: float
     tasks: list[str]
     title: str
+    merged_into: str | None
     start: str
     end: str
     is_notified: bool
@@ -84,6 +85,7 @@ def _article(one: Shown) -> str:
         ("Tasks", ", ".join(one.tasks) or "none"),
         ("Odd", f"{_moment(one.start)} to {_moment(one.end)} UTC"),
         ("Releases", ", ".join(one.releases)),
+        ("Merged into", one.merged_into or ""),
     ]
     templates = "".join(
         f"<tr><td>{n:,}<td>{'<b>new</b>' if is_new else ''}<td><code>{escape(text)}</code></tr>"

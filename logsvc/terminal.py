@@ -232,7 +232,7 @@ def backtest_table(tickets: Sequence[Mapping[str, Any]]) -> _Table:
             moment(ticket["opened_at"]),
             ticket["kind"],
             f"{ticket['score']:.2f}",
-            Text(clean(ticket["title"])),
+            Text(clean(ticket["title"]) + (f" (merged into {into})" if (into := ticket.get("merged_into")) else "")),
         )
         for ticket in tickets
     ]
@@ -362,6 +362,7 @@ def ticket_view(ticket: Mapping[str, Any]) -> Group:
         ("Odd", f"{_moment(ticket['window']['start'])} to {_moment(ticket['window']['end'])} UTC"),
         ("Opened", _moment(ticket["opened_at"]) + " UTC"),
         ("Resolved", (_moment(ticket["resolved_at"]) + " UTC") if ticket.get("resolved_at") else ""),
+        ("Merged into", ticket.get("merged_into") or ""),
         (
             "Judged by",
             f"{ticket['detector']['name']} {ticket['detector']['version']}, model {ticket['model']['version']}",

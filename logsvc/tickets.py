@@ -117,6 +117,7 @@ class Ticket(msgspec.Struct, kw_only=True):
     resolved_at: str | None = None
     is_notified: bool = True  # false when its windows were too old on arrival
     windows: int = 1  # odd windows so far
+    merged_into: str | None = None  # id of the ticket that goes on in its place
 
 
 def about_service(

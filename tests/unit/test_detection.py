@@ -309,6 +309,28 @@ def test_a_ticket_resolves_and_people_hear_of_it(bench: Bench) -> None:
     assert ticket.resolved_at is not None
 
 
+def test_tickets_that_turn_out_to_be_one_are_merged_into_the_older(bench: Bench) -> None:
+    def failing(unit: str, minute: int, error: str) -> list[Event]:
+        begin = NOW_US + minute * MINUTE_US
+        return [event._replace(ingested_us=event.time_us + 1) for event in burst(unit, begin, n=40, template=error)]
+
+    bench.add(history())
+    bench.add(failing(TASKS[0], 1, "gave up for good"))
+    bench.add(failing(TASKS[1], 2, "cannot reach ledger-db.internal"))
+    bench.add(failing(TASKS[0], 9, "lost ledger-db.internal"))  # only now it says what both are about
+    bench.detection.open()
+    bench.go(NOW_US + 20 * MINUTE_US)
+    younger = bench.state.wait_for_event("anomaly.resolved")
+    opened = [ticket for type_, ticket in bench.state.events if type_ == "anomaly.opened"]
+    assert [ticket.tasks for ticket in opened] == [["billing.charge"], ["email.send"]]
+    assert (younger.id, younger.merged_into) == (opened[1].id, opened[0].id)
+    older = bench.state.get_ticket("default", opened[0].id)
+    assert older is not None
+    assert older.state is TicketState.OPEN
+    assert older.tasks == ["billing.charge", "email.send"]
+    assert older.merged_into is None
+
+
 def test_a_failed_commit_is_done_again_and_nothing_is_told_twice(bench: Bench) -> None:
     bench.state.failures = 1
     bench.add(history() + burst(TASKS[0], NOW_US - 10 * MINUTE_US, n=40, arrives_us=NOW_US + 1))

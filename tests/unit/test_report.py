@@ -17,6 +17,7 @@ def opened(**changes: object) -> Opened:
         "score": 0.9,
         "tasks": ["billing.charge"],
         "title": "billing.charge: 42 errors in 5 min",
+        "merged_into": None,
         "start": "2026-11-22T12:01:00Z",
         "end": "2026-11-22T12:03:00Z",
         "is_notified": True,
@@ -34,6 +35,10 @@ def test_a_ticket_has_its_chart_evidence_and_verdict() -> None:
     assert text.count("<rect") == 7
     for part in ("42 errors in 5 min, 0.8 expected", "<b>new</b>", "not resolved by the end", "1,200 records"):
         assert part in text
+
+
+def test_a_merged_ticket_says_which_one_goes_on() -> None:
+    assert "t-77" in page("logs.ndjson", 1200, 3, [opened(merged_into="t-77")])
 
 
 def test_what_a_record_says_is_shown_and_does_nothing() -> None:
