@@ -187,14 +187,15 @@ def _bad_time(value: object) -> BadInput:
 
 
 @lru_cache(maxsize=4096)
-def _second(prefix: str) -> int:
-    """Seconds since 1970 of ``YYYY-MM-DDTHH:MM:SS``. Cached: records of one second share it."""
-    if prefix[4::3] != "--T::":  # ISO 8601 has other forms of that length: 2024-W52-3T13:00:00
+def _minute(prefix: str) -> int:
+    """Seconds since 1970 of ``YYYY-MM-DDTHH:MM:``. Cached: records of one minute share it."""
+    if prefix[4::3] != "--T::":  # ISO 8601 has other forms of that length: 2024-W52-3T13:00:
         raise ValueError(prefix)
-    moment = datetime.fromisoformat(prefix)
-    return (moment.toordinal() - 719_163) * 86_400 + moment.hour * 3_600 + moment.minute * 60 + moment.second
+    moment = datetime.fromisoformat(prefix[:-1])
+    return (moment.toordinal() - 719_163) * 86_400 + moment.hour * 3_600 + moment.minute * 60
 
 
+_SECONDS = {f"{second:02}": second for second in range(60)}
 _SCALE: tuple[int, ...] = tuple(10 ** (9 - digits) for digits in range(10))
 
 
@@ -217,12 +218,13 @@ def parse_rfc3339(text: str) -> int:
     size = len(text)
     if 20 <= size <= 30 and text[-1] == "Z" and text[10] == "T":
         try:
+            seconds = _minute(text[:17]) + _SECONDS[text[17:19]]
             if size == 20:
-                return _second(text[:19]) * NS_PER_S
+                return seconds * NS_PER_S
             fraction = text[20:-1]
             if text[19] == "." and fraction.isascii() and fraction.isdigit():
-                return _second(text[:19]) * NS_PER_S + int(fraction) * _SCALE[size - 21]
-        except ValueError:
+                return seconds * NS_PER_S + int(fraction) * _SCALE[size - 21]
+        except (ValueError, KeyError):
             pass  # a leap second, or a date that is none: the long way says
     match = _RFC3339.match(text)
     if match is None:
@@ -233,8 +235,8 @@ def parse_rfc3339(text: str) -> int:
     if second == "60":
         second, leap = "59", 1
     try:
-        seconds = _second(f"{date.replace('/', '-')}T{minute or '00:00'}:{second}") + leap
-    except ValueError:
+        seconds = _minute(f"{date.replace('/', '-')}T{minute or '00:00'}:") + _SECONDS[second] + leap
+    except (ValueError, KeyError):
         raise _bad_time(text) from None
     if offset is not None and offset[0] in "+-":
         digits = offset[1:].replace(":", "")

@@ -16,8 +16,11 @@ import zstandard
 from typer.testing import CliRunner
 
 from detectors.simulate import PRESETS, Preset
+from logsvc import backtest
 from logsvc.__main__ import app
+from logsvc.detection import new_history
 from logsvc.normaliser import Normaliser, Origin
+from logsvc.settings import DetectionSettings
 from tests.support.records import rfc3339
 from tests.unit.detectors.traffic import MINUTE_US, NOW_US, Event, burst, normal
 from tests.unit.test_detection import TASKS, Bench
@@ -128,6 +131,89 @@ def test_without_times_of_arrival_records_came_when_they_happened(tmp_path: Path
     flags, _ = run(tmp_path / "logs", lines, tmp_path)
     assert {flag["task"] for flag in flags} == {"billing.charge", "email.send"}
     assert min(str(flag["detected_at"]) for flag in flags) < rfc3339(BEGIN_US + 8 * MINUTE_US)
+
+
+def test_what_is_read_at_once_counts_as_what_is_read_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(3)
+    odd: list[dict[str, object]] = [
+        {"duration_ms": 12.5},
+        {"duration_ms": "250"},
+        {"duration_s": 3},
+        {"duration_ms": 1, "duration_s": 2},
+        {"duration_ms": True},
+        {"duration_ms": 10**25},
+        {"level": 30},
+        {"level": 30.0},
+        {"level": True},
+        {"level": "30"},
+        {"level": None},
+        {"level": ["warning"]},
+        {"severity": "ERROR"},
+        {"event.severity": 17},
+        {"event.severity": 0},
+        {"event.severity": "17", "level": "nonsense"},
+        {"task": ""},
+        {"task": {"name": "billing.charge"}},
+        {"task": 7},
+        {"task.name": "email.send"},
+        {"task": "caf\u00e9"},
+        {"task": "cafe\u0301"},
+        {"task": "a\0b"},
+        {"task": "mail from jane.doe@example.com"},
+        {"service": None},
+        {"service": "x" * 9_000},
+        {"event.id": "one"},
+        {"event.id": ""},
+        {"event.id": 5},
+        {"event.id": "i" * 2_000},
+        {"event": {"id": "one"}},
+        {"event": {"ingested": "2026-01-05T03:00:00Z"}},
+        {"event.ingested": None},
+        {"event.ingested": 1_767_582_000_000},
+        {"event.ingested": "never"},
+        {"ingested": "2026-01-05T04:00:00Z"},
+        {"timestamp": "2026-01-05T05:00:00Z"},
+        {"@timestamp": "2026-01-05 01:00:00+01:00"},
+        {"@timestamp": "2026-01-05T01:59:60Z"},
+        {"@timestamp": "2026-01-05T01:59:61Z"},
+        {"@timestamp": "Mon, 05 Jan 2026 01:00:00 GMT"},
+        {"@timestamp": 1_767_582_000},
+        {"@timestamp": "yesterday"},
+        {"@timestamp": "2400-01-01T00:00:00Z"},
+        {"@timestamp": "1960-01-01T00:00:00Z"},
+        {"@timestamp": None},
+        {"labels": {"a": 1}},
+        {"error.type": "ValueError"},
+        {"message": {"text": "nested"}},
+        {"tags": ["a"]},
+    ]
+    lines = []
+    for n in range(6_000):
+        plain = {
+            "@timestamp": f"2026-01-05T{n // 3600:02}:{n // 60 % 60:02}:{n % 60:02}.{n % 1000:03}Z",
+            "event.ingested": f"2026-01-05T{n // 3600:02}:{n // 60 % 60:02}:{n % 60:02}.9Z",
+            "service": "billing",
+            "task": rng.choice(["billing.charge", "email.send"]),
+            "level": rng.choice(["INFO", "INFO", "debug", "WARNING"]),
+            "message": f"order {n}",
+        }
+        item = plain | (rng.choice(odd) if n % 3 == 0 else {}) | (rng.choice(odd) if n % 11 == 0 else {})
+        lines.append(json.dumps(item).encode())
+    lines[7:7] = [b'{"a":1', b"[]", b"null", b'{"@timestamp":"2026-01-05T00:00:00Z","@timestamp":7}', b"\xff", b"{}"]
+
+    def read(items: Sequence[bytes | dict[str, object]]) -> tuple[object, ...]:
+        history = new_history("default", DetectionSettings())
+        for item in items:
+            history.add(item)
+        return list(history.ticks()), history.records, history.refused, history.examples, history.units, history.texts
+
+    found = read(lines)
+    objects = [json.loads(line) for line in lines if line.startswith(b'{"') and line.endswith(b"}")]
+    as_objects = read(objects)
+    monkeypatch.setattr(backtest, "_MOST_ALIKE", 0)
+    assert found == read(lines)
+    assert as_objects == read(objects)
+    assert found[1] > 5_000
 
 
 @pytest.mark.parametrize(
