@@ -13,14 +13,17 @@ Not here: the counts (windows.py), which channels there are (signals.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import betainc, log_ndtr
 
 from detectors.base import BLOCK_STEPS, DAY_US, STEPS_PER_WINDOW, Grid
-from detectors.windows import FloatArray, Series, Sum
+from detectors.windows import FloatArray, Series, Sum, clean_sums
 
 MAX_SURPRISE = 60.0
 _HALF_LIFE_US = 3 * DAY_US
@@ -29,42 +32,34 @@ _LEARNING_WINDOWS = 20
 _LEARNING_MOST = 3 * 288
 """A task that works once a night has few windows, but after three of them a habit."""
 _YOUNG_BLOCKS = 4
+_LEAST_DURATIONS = 30
+_PADDED = 32
+"""Histories are filled up to a multiple of so many blocks, with nothing, so that many can be summed at once."""
 _ESTABLISHED_WINDOWS = 288  # a day of five-minute windows
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(NamedTuple):
     """How often something happens per exposure, with the doubt about it.
 
     ``doubt`` is 1/r of a negative binomial; ``spread`` and ``slow_spread`` are the over-dispersion
-    of windows and of blocks. ``by_time`` means that the exposure is steps, not records.
+    of windows and of blocks. ``by_time``, 0 or 1, says that the exposure is steps, not records.
     """
 
     p: float
     doubt: float
     spread: float
     slow_spread: float
-    by_time: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Logarithmic duration: mean and variance in buckets, and the variances of a window's and a block's mean."""
-
-    mean: float
-    variance: float
-    window_variance: float
-    block_variance: float
-    count: float
+    by_time: float
 
 
 class Number(IntEnum):
-    """Where ``Baseline.numbers`` has the numbers of each channel, in the order of their classes' fields."""
+    """Where ``Baseline.numbers`` has the numbers of each channel: a ``Rate``'s in the order of its fields."""
 
     ERRORS = 0
     WARNINGS = 5
     LATENCY = 10
-    LATENCY_COUNT = 14
+    """Of the logarithmic duration, in buckets: its mean, its variance, and those of a window's and a block's mean."""
+    LATENCY_COUNT = 14  # durations; 0 with too few to say
     TREND_RATE = 15  # of errors half a day ago; 0 while the unit is too young
     TREND_DOUBT = 16
     END = 17
@@ -92,143 +87,164 @@ class Baseline:
     per_step_now: float
     errors: Rate
     warnings: Rate
-    latency: Latency | None
     first_block: int
     decay: FloatArray
     numbers: FloatArray
     pasts: dict[tuple[int, int], FloatArray] = field(default_factory=dict)
 
 
-def learn(series: Series, until: int, grid: Grid) -> Baseline:
-    """Return the baseline from everything clean before the step ``until``, the edge of a window."""
-    first, rows = series.clean_sums(until)
-    count = len(rows)
+def learn(pasts: Sequence[tuple[Series, int]], grid: Grid) -> list[Baseline]:
+    """Return of each unit the baseline from everything clean before a step, the edge of a window.
+
+    Numpy works on many units at once; what is learned of one never depends on which others there are.
+    """
+    found = clean_sums(pasts)
+    out: dict[int, Baseline] = {}
+    alike: dict[int, list[int]] = {}
+    for at, (_, rows) in enumerate(found):
+        alike.setdefault(-(-len(rows) // _PADDED) * _PADDED or _PADDED, []).append(at)
+    for length, places in alike.items():
+        some = [(*pasts[at], *found[at]) for at in places]
+        out |= zip(places, _learn(some, length, grid), strict=True)
+    return [out[at] for at in range(len(pasts))]
+
+
+def _learn(pasts: Sequence[tuple[Series, int, int, FloatArray]], length: int, grid: Grid) -> list[Baseline]:
+    """Return the baselines of (unit, step, first block, sums of blocks) that have no more than so many blocks."""
+    rows = np.zeros((len(pasts), length, len(Sum)))
+    for mine, (_, _, _, known) in zip(rows, pasts, strict=True):
+        mine[length - len(known) :] = known
+    decay, weights = _weights(length, grid)
+    # What is summed has one shape for each length, so that the sums are the same to the last bit.
+    total, hour, past = (weights @ rows).swapaxes(0, 1)
+    numbers = np.zeros((len(pasts), Number.END))
+    for first, columns in (
+        (Number.ERRORS, (Sum.ERRORS, Sum.ERRORS2, Sum.ERRORS_RECORDS)),
+        (Number.WARNINGS, (Sum.WARNINGS, Sum.WARNINGS2, Sum.WARNINGS_RECORDS)),
+    ):
+        numbers[:, first : first + len(Rate._fields)] = _rates(rows, decay, total, hour, columns)
+    timed = np.flatnonzero(total[:, Sum.DURATIONS] >= _LEAST_DURATIONS)
+    if timed.size:
+        found = _latencies(rows[timed], decay, total[timed], hour[timed])
+        numbers[timed, Number.LATENCY : Number.TREND_RATE] = found
     block_us = BLOCK_STEPS * grid.step_us
-    ages = np.arange(count, 0, -1, dtype=np.float64) - 1
+    is_old = np.arange(length, 0, -1) - 1 >= DAY_US / 2 / block_us
+    grown = np.flatnonzero((is_old & (rows[:, :, Sum.RECORDS] > 0)).sum(axis=1) * block_us >= DAY_US)
+    errors, by_time = past[grown, Sum.ERRORS], numbers[grown, Number.ERRORS + Rate._fields.index("by_time")] > 0
+    exposure = np.where(by_time, past[grown, Sum.STEPS], past[grown, Sum.RECORDS])
+    numbers[grown, Number.TREND_RATE] = np.maximum((errors + 0.7) / (exposure + 60), 1e-9)
+    numbers[grown, Number.TREND_DOUBT] = 1 / (errors + 0.7)
+    busy = rows[:, :, Sum.BUSY_WINDOWS].sum(axis=1).tolist()
+    records = total[:, Sum.RECORDS]
+    per_step = records / np.maximum(total[:, Sum.STEPS], 1.0)
+    per_step_now = np.maximum(per_step, hour[:, Sum.RECORDS] / np.maximum(hour[:, Sum.STEPS], BLOCK_STEPS))
+    clumps = _clumps(rows, decay)
+    out = []
+    for at, (series, until, first_block, known) in enumerate(pasts):
+        age = (until - series.first) / STEPS_PER_WINDOW
+        mine = numbers[at].copy()
+        rates = mine.tolist()
+        out.append(
+            Baseline(
+                until=until,
+                is_learning=age < _LEARNING_BLOCKS * 12 or (busy[at] < _LEARNING_WINDOWS and age < _LEARNING_MOST),
+                is_established=age >= _ESTABLISHED_WINDOWS and busy[at] >= _LEARNING_WINDOWS,
+                records=float(records[at]),
+                clump=float(clumps[at]),
+                per_step=float(per_step[at]),
+                per_step_now=float(per_step_now[at]),
+                errors=Rate(*rates[Number.ERRORS : Number.WARNINGS]),
+                warnings=Rate(*rates[Number.WARNINGS : Number.LATENCY]),
+                first_block=first_block,
+                decay=decay[length - len(known) :],
+                numbers=mine,
+            )
+        )
+    return out
+
+
+@lru_cache(maxsize=64)
+def _weights(length: int, grid: Grid) -> tuple[FloatArray, FloatArray]:
+    """Return how much each of the last so many blocks counts, and the weights of (all, this time of day, the past)."""
+    block_us = BLOCK_STEPS * grid.step_us
+    ages = np.arange(length, 0, -1, dtype=np.float64) - 1
     decay = np.exp2(-ages * (block_us / _HALF_LIFE_US))
-    total = decay @ rows if count else np.zeros(len(Sum))
-    busy = float(rows[:, Sum.BUSY_WINDOWS].sum()) if count else 0.0
-    age = (until - series.first) / STEPS_PER_WINDOW
     # The same time of day: blocks whose middle is at most an hour and a half away, past days only.
     per_day = DAY_US / block_us
     away = np.abs((ages + 1 + per_day / 2) % per_day - per_day / 2) * block_us
     same = (away <= max(block_us, 3_600_000_000)) & (ages + 1 >= per_day / 2)
     days = np.exp2(-(ages + 1) / per_day * 0.32)  # .8 a day
-    hour = (days * same) @ rows if count else np.zeros(len(Sum))
-    errors = _rate(rows, decay, total, hour, (Sum.ERRORS, Sum.ERRORS2, Sum.ERRORS_RECORDS))
-    warnings = _rate(rows, decay, total, hour, (Sum.WARNINGS, Sum.WARNINGS2, Sum.WARNINGS_RECORDS))
-    latency = _latency(rows, decay, total, hour)
-    numbers = np.zeros(Number.END)
-    numbers[: Number.WARNINGS] = _numbers(errors)
-    numbers[Number.WARNINGS : Number.LATENCY] = _numbers(warnings)
-    if latency is not None:
-        numbers[Number.LATENCY : Number.TREND_RATE] = (
-            latency.mean,
-            latency.variance,
-            latency.window_variance,
-            latency.block_variance,
-            latency.count,
-        )
     # Half a day that does not count, so that what grows slowly is not measured against itself.
     old = ages * block_us >= DAY_US / 2
-    if (old & (rows[:, Sum.RECORDS] > 0)).sum() * block_us >= DAY_US:
-        past = (decay * old) @ rows
-        exposure = float(past[Sum.STEPS if errors.by_time else Sum.RECORDS])
-        numbers[Number.TREND_RATE] = max((float(past[Sum.ERRORS]) + 0.7) / (exposure + 60), 1e-9)
-        numbers[Number.TREND_DOUBT] = 1 / (float(past[Sum.ERRORS]) + 0.7)
-    per_step = float(total[Sum.RECORDS]) / max(float(total[Sum.STEPS]), 1.0)
-    return Baseline(
-        until=until,
-        is_learning=age < _LEARNING_BLOCKS * 12 or (busy < _LEARNING_WINDOWS and age < _LEARNING_MOST),
-        is_established=age >= _ESTABLISHED_WINDOWS and busy >= _LEARNING_WINDOWS,
-        records=float(total[Sum.RECORDS]),
-        clump=_clump(rows, decay),
-        per_step=per_step,
-        per_step_now=max(per_step, float(hour[Sum.RECORDS]) / max(float(hour[Sum.STEPS]), BLOCK_STEPS)),
-        errors=errors,
-        warnings=warnings,
-        latency=latency,
-        first_block=first,
-        decay=decay,
-        numbers=numbers,
-    )
+    return decay, np.stack([decay, days * same, decay * old])
 
 
-def _numbers(rate: Rate) -> tuple[float, float, float, float, float]:
-    return rate.p, rate.doubt, rate.spread, rate.slow_spread, float(rate.by_time)
-
-
-def _rate(
+def _rates(
     rows: FloatArray, decay: FloatArray, total: FloatArray, hour: FloatArray, columns: tuple[Sum, Sum, Sum]
-) -> Rate:
+) -> FloatArray:
+    """Return the rate of each unit, shape (units, fields of ``Rate``)."""
     kind, squares, products = columns
-    events, records = float(total[kind]), float(total[Sum.RECORDS])
+    events, records, steps = total[:, kind], total[:, Sum.RECORDS], total[:, Sum.STEPS]
     # Where most records are of this kind, as in programs that log only errors, their number says
     # nothing about how much was done, so time is the exposure.
     by_time = events > 0.3 * records
-    exposure = Sum.STEPS if by_time else Sum.RECORDS
-    p = (events + 0.7) / (float(total[exposure]) + 60)
-    p_hour = max(p, (float(hour[kind]) + 150 * p) / (float(hour[exposure]) + 150))
-    if by_time:
-        m = p * STEPS_PER_WINDOW
-        windows = float(total[Sum.STEPS]) / STEPS_PER_WINDOW
-        residual = float(total[squares]) - 2 * m * events + windows * m * m - events
-        weight = windows * m * m
-    else:
-        residual = float(total[squares] - 2 * p * total[products] + p * p * total[Sum.RECORDS2]) - p * records
-        weight = p * p * float(total[Sum.RECORDS2])
-    expected = p * rows[:, exposure]
-    slow = float(decay @ ((rows[:, kind] - expected) ** 2 - expected))
-    slow_weight = float(decay @ expected**2)
-    return Rate(
-        p=p_hour,
-        doubt=1 / (events + 0.7),
-        spread=_spread(residual, weight),
-        slow_spread=_spread(slow, slow_weight),
-        by_time=by_time,
+    p = (events + 0.7) / (np.where(by_time, steps, records) + 60)
+    of_hour = np.where(by_time, hour[:, Sum.STEPS], hour[:, Sum.RECORDS])
+    p_hour = np.maximum(p, (hour[:, kind] + 150 * p) / (of_hour + 150))
+    m, windows = p * STEPS_PER_WINDOW, steps / STEPS_PER_WINDOW
+    residual = np.where(
+        by_time,
+        total[:, squares] - 2 * m * events + windows * m * m - events,
+        total[:, squares] - 2 * p * total[:, products] + p * p * total[:, Sum.RECORDS2] - p * records,
     )
+    weight = np.where(by_time, windows * m * m, p * p * total[:, Sum.RECORDS2])
+    exposure = np.where(by_time[:, None], rows[:, :, Sum.STEPS], rows[:, :, Sum.RECORDS])
+    expected = p[:, None] * exposure
+    slow = (((rows[:, :, kind] - expected) ** 2 - expected) * decay).sum(axis=1)
+    slow_weight = (expected**2 * decay).sum(axis=1)
+    fields = (p_hour, 1 / (events + 0.7), _spread(residual, weight), _spread(slow, slow_weight), by_time)
+    return np.stack(fields, axis=1)
 
 
-def _spread(residual: float, weight: float) -> float:
-    return min(max((residual + 1.25) / (weight + 50), 0.004), 3.0)
+def _spread(residual: FloatArray, weight: FloatArray) -> FloatArray:
+    return np.clip((residual + 1.25) / (weight + 50), 0.004, 3.0)
 
 
-def _clump(rows: FloatArray, decay: FloatArray) -> float:
-    windows = rows[:, Sum.STEPS] / STEPS_PER_WINDOW
-    known = windows > 1
-    n, windows = rows[known, Sum.RECORDS], windows[known]
-    mean = float(decay[known] @ (n * (1 - 1 / windows)))
-    return max(1.0, float(decay[known] @ (rows[known, Sum.RECORDS2] - n * n / windows)) / mean) if mean > 0 else 1.0
+def _clumps(rows: FloatArray, decay: FloatArray) -> FloatArray:
+    windows = rows[:, :, Sum.STEPS] / STEPS_PER_WINDOW
+    weight = decay * (windows > 1)
+    windows = np.maximum(windows, 1.0)
+    n = rows[:, :, Sum.RECORDS]
+    mean = (weight * n * (1 - 1 / windows)).sum(axis=1)
+    variance = (weight * (rows[:, :, Sum.RECORDS2] - n * n / windows)).sum(axis=1)
+    clumps: FloatArray = np.maximum(1.0, np.divide(variance, mean, out=np.ones(len(rows)), where=mean > 0))
+    return clumps
 
 
-def _latency(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: FloatArray) -> Latency | None:
-    count = float(total[Sum.DURATIONS])
-    if count < 30:
-        return None
-    mean = float(total[Sum.DURATION_SUM]) / count
-    variance = max(float(total[Sum.DURATION_SQUARES]) / count - mean * mean, 0.25)
-    known = rows[:, Sum.DURATIONS] > 0
-    n = rows[known, Sum.DURATIONS]
-    means = rows[known, Sum.DURATION_SUM] / n
-    weights = decay[known] * n
-    between = float(weights @ ((means - mean) ** 2 - variance / n)) / float(weights.sum())
+def _latencies(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: FloatArray) -> FloatArray:
+    """Return what is usual for durations, shape (units, five numbers)."""
+    count = total[:, Sum.DURATIONS]
+    mean = total[:, Sum.DURATION_SUM] / count
+    variance = np.maximum(total[:, Sum.DURATION_SQUARES] / count - mean * mean, 0.25)
+    n = rows[:, :, Sum.DURATIONS]
+    known = decay * (n > 0)
+    weights = decay * n
+    some = np.maximum(n, 1.0)
+    means = rows[:, :, Sum.DURATION_SUM] / some
+    apart = (means - mean[:, None]) ** 2 - variance[:, None] / some
+    between = (weights * apart).sum(axis=1) / weights.sum(axis=1)
     # The same among windows: what wobbles within the hour must not look slow in a short one.
-    squares = float(total[Sum.WINDOW_SQUARES]) - 2 * mean * float(total[Sum.DURATION_SUM]) + count * mean * mean
-    among = (squares - variance * float(total[Sum.DURATION_WINDOWS])) / count
+    squares = total[:, Sum.WINDOW_SQUARES] - 2 * mean * total[:, Sum.DURATION_SUM] + count * mean * mean
+    among = (squares - variance * total[:, Sum.DURATION_WINDOWS]) / count
     # A few hours of past days wobble themselves: they count as much as three blocks of any time, and
     # what is left of their wobble, and of that of a young baseline, is doubt.
-    blocks = float(decay[known].sum())
+    blocks = known.sum(axis=1)
     shrink = 30 + 3 * count / blocks
-    mean_hour = (float(hour[Sum.DURATION_SUM]) + shrink * mean) / (float(hour[Sum.DURATIONS]) + shrink)
-    block_variance = max(between, 0.25) * (1 + _YOUNG_BLOCKS / blocks)
-    doubt = block_variance / (float(hour[Sum.STEPS]) / BLOCK_STEPS + 3)
-    return Latency(
-        mean=mean_hour,
-        variance=variance,
-        window_variance=max(among * (1 + _YOUNG_BLOCKS / blocks), block_variance) + doubt,
-        block_variance=block_variance + doubt,
-        count=count,
-    )
+    mean_hour = (hour[:, Sum.DURATION_SUM] + shrink * mean) / (hour[:, Sum.DURATIONS] + shrink)
+    block_variance = np.maximum(between, 0.25) * (1 + _YOUNG_BLOCKS / blocks)
+    doubt = block_variance / (hour[:, Sum.STEPS] / BLOCK_STEPS + 3)
+    window_variance = np.maximum(among * (1 + _YOUNG_BLOCKS / blocks), block_variance) + doubt
+    return np.stack((mean_hour, variance, window_variance, block_variance + doubt, count), axis=1)
 
 
 def surprise(k: FloatArray, expected: FloatArray, dispersion: float | FloatArray) -> FloatArray:

@@ -118,15 +118,17 @@ class _Unit:
 
     def baseline(self, until: int, grid: Grid) -> Baseline:
         """Return the baseline before the step ``until``, learned anew only if something changed."""
-        base = self.bases.get(until)
-        if base is None:
-            base = learn(self.series, until, grid)
-            is_block = until % BLOCK_STEPS == 0
-            alike = [other for other in self.bases if (other % BLOCK_STEPS == 0) == is_block]
-            if len(alike) > is_block:
-                del self.bases[min(alike)]
-            self.bases[until] = base
-        return base
+        if until not in self.bases:
+            _know([(self, until)], grid)
+        return self.bases[until]
+
+    def keep(self, base: Baseline) -> None:
+        """Keep a baseline, in place of the oldest of its sort."""
+        is_block = base.until % BLOCK_STEPS == 0
+        alike = [other for other in self.bases if (other % BLOCK_STEPS == 0) == is_block]
+        if len(alike) > is_block:
+            del self.bases[min(alike)]
+        self.bases[base.until] = base
 
     def change(self, step: int) -> None:
         """Say that something changed from ``step`` on."""
@@ -138,6 +140,15 @@ class _Unit:
             self.habit = None
         if self.patience is not None and step < self.patience[0]:
             self.patience = None
+
+
+def _know(pasts: Iterable[tuple[_Unit, int]], grid: Grid) -> None:
+    """Learn the baselines of units before steps that they lack, together: that takes a tenth of the time."""
+    missing = [(unit, until) for unit, until in pasts if until not in unit.bases]
+    for first in range(0, len(missing), _BATCH_UNITS):
+        some = missing[first : first + _BATCH_UNITS]
+        for (unit, _), base in zip(some, learn([(unit.series, until) for unit, until in some], grid), strict=True):
+            unit.keep(base)
 
 
 @dataclass(slots=True)
@@ -356,7 +367,10 @@ class Judge:
             self._remember()
         self.prepare()
         before = grid.due_through(self._previous_us)
-        settled = {name: unit for name, unit in self._units.items() if self._is_settled(unit, before)}
+        block = (before + 1) // BLOCK_STEPS * BLOCK_STEPS
+        calm = [(name, unit) for name, unit in self._units.items() if self._is_settled(unit, before)]
+        _know(((unit, block) for _, unit in calm), grid)
+        settled = {name: unit for name, unit in calm if not unit.bases[block].is_learning}
         known = self._templates.of
         for _, counts in ticks:
             for count in counts:
@@ -383,12 +397,8 @@ class Judge:
         return left
 
     def _is_settled(self, unit: _Unit, before: int) -> bool:
-        """Return whether a unit goes on as it is: live, known, and not odd for a while."""
-        return (
-            unit.live_since is not None
-            and unit.newest_mark < before - _HOLD_STEPS
-            and not unit.baseline((before + 1) // BLOCK_STEPS * BLOCK_STEPS, self.grid).is_learning
-        )
+        """Return whether a unit goes on as it is, if it is known: live, and not odd for a while."""
+        return unit.live_since is not None and unit.newest_mark < before - _HOLD_STEPS
 
     def _look_ahead(self, units: Sequence[tuple[str, _Unit]], low: int, high: int) -> None:
         """Find the windows from ``low`` through ``high`` in which nothing stirs."""
@@ -397,6 +407,7 @@ class Judge:
         while low <= high:
             start = low - low % BLOCK_STEPS
             width = min(start + BLOCK_STEPS, high + 1) - low
+            _know(((unit, start) for _, unit in units), self.grid)
             for first in range(0, len(units), _BATCH_UNITS):
                 batch = units[first : first + _BATCH_UNITS]
                 found = evaluate(
@@ -513,6 +524,10 @@ class Judge:
     def _judge(self, tasks: list[_Task], yesterday: int, out: list[Judgement], candidates: list[_Candidate]) -> None:
         """Judge windows stretch by stretch, so that each sees the marks before it; all units' next ones together."""
         while tasks:
+            pasts = [(task.unit, self._block(task, yesterday)[0]) for task in tasks]
+            _know(pasts, self.grid)
+            young = [task for task, (unit, until) in zip(tasks, pasts, strict=True) if unit.bases[until].is_learning]
+            _know(((task.unit, _edge(task.unit, task.steps[task.done])) for task in young), self.grid)
             by_width: dict[int, list[tuple[_Task, Stretch]]] = {}
             for task in tasks:
                 stretch, width = self._next_stretch(task, yesterday)
@@ -526,24 +541,28 @@ class Judge:
         """Return the task's next windows in a row that share a baseline, and how many they are."""
         unit, steps, index = task.unit, task.steps, task.done
         low = steps[index]
-        # What is a day old refreshes its baseline by the hour, however short windows are.
-        hour = max(BLOCK_STEPS, self.grid.day_steps() // 24 // BLOCK_STEPS * BLOCK_STEPS)
-        width = hour if low < yesterday else BLOCK_STEPS
-        until, limit = low - low % width, low - low % width + width
+        until, limit = self._block(task, yesterday)
         base = unit.baseline(until, self.grid)
         if self._learning.get(task.name, (None,))[0] is not base.is_learning:
             self._learning[task.name] = base.is_learning, self.grid.end_us(low)
             self._has_learned = True
         if base.is_learning:
             # It looks back to the last window's edge, for it has little else.
-            until = max(low - 2 * STEPS_PER_WINDOW + 1, unit.series.first)
-            base = unit.baseline(until - until % STEPS_PER_WINDOW, self.grid)
+            base = unit.baseline(_edge(unit, low), self.grid)
             limit = low - low % STEPS_PER_WINDOW + STEPS_PER_WINDOW
         end = index
         while end < len(steps) and steps[end] < limit and steps[end] - low == end - index:
             end += 1
         task.done = end
         return self._stretch(unit, base, low, steps[end - 1] + 1), end - index
+
+    def _block(self, task: _Task, yesterday: int) -> tuple[int, int]:
+        """Return the edges of the block that the task's next window is in."""
+        low = task.steps[task.done]
+        # What is a day old refreshes its baseline by the hour, however short windows are.
+        hour = max(BLOCK_STEPS, self.grid.day_steps() // 24 // BLOCK_STEPS * BLOCK_STEPS)
+        width = hour if low < yesterday else BLOCK_STEPS
+        return low - low % width, low - low % width + width
 
     @staticmethod
     def _stretch(unit: _Unit, base: Baseline, low: int, high: int) -> Stretch:
@@ -832,7 +851,7 @@ class Judge:
         most, steps = self._patience(unit, low), low + np.arange(width)
         if not most:
             return np.zeros(width, np.bool_)
-        busy = np.concatenate([[low - most - 1], unit.series.busy_steps(low + width)])
+        busy = np.concatenate([[low - most - 1], unit.series.busy_steps(low - most, low + width)])
         overdue: BoolArray = steps - busy[np.searchsorted(busy[1:], steps, side="right")] > most
         return overdue
 
@@ -928,8 +947,9 @@ class Judge:
             chosen += [(unit, block) for block in range(low, min(high, series.last), stride)]
         chosen = chosen[:: -(-len(chosen) // _FIT_BLOCKS) or 1]
         for first in range(0, len(chosen), _FIT_UNITS):
-            learned = [(unit, learn(unit.series, at, self.grid), at) for unit, at in chosen[first : first + _FIT_UNITS]]
-            learned = [one for one in learned if not one[1].is_learning]
+            pasts = chosen[first : first + _FIT_UNITS]
+            bases = learn([(unit.series, at) for unit, at in pasts], self.grid)
+            learned = [(unit, base, at) for (unit, at), base in zip(pasts, bases, strict=True) if not base.is_learning]
             some = [Stretch(unit.series, base, at) for unit, base, at in learned]
             if not some:
                 continue
@@ -949,6 +969,12 @@ def _odd_but_for_the_forest(unit: _Unit, block: int) -> BoolArray:
             if mark.kind != "joint" and mark.start < block + BLOCK_STEPS and step >= block:
                 out[max(mark.start - block, 0) : step + 1 - block] = True
     return out
+
+
+def _edge(unit: _Unit, step: int) -> int:
+    """Return the edge of the last window that ends before the one at a step begins."""
+    until = max(step - 2 * STEPS_PER_WINDOW + 1, unit.series.first)
+    return until - until % STEPS_PER_WINDOW
 
 
 def _late_windows(touched: set[int], before: int) -> list[int]:

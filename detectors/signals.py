@@ -578,8 +578,7 @@ def patience(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, 
     or twice a day may be an hour later, when clocks go back.
     """
     day = grid.day_steps()
-    busy = series.busy_steps(until)
-    busy = busy[busy >= until - _SILENCE_DAYS * day]
+    busy = series.busy_steps(until - _SILENCE_DAYS * day, until)
     if len(busy) <= _REGULAR_FEW:
         return 0
     gaps = np.diff(busy)

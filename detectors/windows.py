@@ -44,6 +44,8 @@ class Row(IntEnum):
 Odd = dict[int, npt.NDArray[np.int16]]
 """Block → how many marks cover each of its steps; blocks without any are absent."""
 
+_SUMMED = 256
+"""Runs of blocks that are summed at once; a few hundred blocks each at most."""
 _CENTRE = 200
 """Squares of durations are kept about this bucket (a fifth of a second), so that they stay small."""
 
@@ -220,8 +222,8 @@ class Series:
         # None where there was nothing yet.
         self._rows: list[npt.NDArray[np.unsignedinteger[Any]] | None] = [None] * len(Row)
         self.odd: Odd = {}
-        self.blocks: FloatArray = np.zeros((1, len(Sum)))
-        self._dirty = {0}
+        self.blocks: FloatArray = np.zeros((1, len(Sum)))  # sums of each, but of those that are dirty
+        self.dirty = {0}
         self.first = self.last = step
         self.templates = Table()  # by fingerprint
         self.kin = kin  # fingerprint → template, of those known
@@ -266,7 +268,7 @@ class Series:
         if value >> 8 * values.itemsize:
             values = self._rows[row] = values.astype(np.min_scalar_type(value))
         values[column] = value
-        self._dirty.add(column // BLOCK_STEPS)
+        self.dirty.add(column // BLOCK_STEPS)
 
     def _cover(self, step: int) -> None:
         """Grow the arrays by whole blocks until ``step`` has a column."""
@@ -279,9 +281,14 @@ class Series:
         pad = (before * BLOCK_STEPS, after * BLOCK_STEPS)
         self._rows = [None if values is None else np.pad(values, pad) for values in self._rows]
         self.blocks = np.pad(self.blocks, ((before, after), (0, 0)))
-        self._dirty = {block + before for block in self._dirty}
+        self.dirty = {block + before for block in self.dirty}
         self.base -= pad[0]
         self._size += pad[0] + pad[1]
+
+    @property
+    def end(self) -> int:
+        """The step after the last that there is room for."""
+        return self.base + self._size
 
     def mark(self, start: int, end: int, by: int) -> None:
         """Say that ``[start, end)`` belongs (``by`` 1) or no longer belongs (-1) to something odd."""
@@ -294,7 +301,7 @@ class Series:
             marks[max(start - low, 0) : end - low] += np.int16(by)
             if by < 0 and not marks.any():
                 del self.odd[block]
-            self._dirty.add(block - self.base // BLOCK_STEPS)
+            self.dirty.add(block - self.base // BLOCK_STEPS)
 
     def part(self, start: int, end: int) -> IntArray:
         """Return the counts of ``[start, end)``, shape (rows, steps); 0 where nothing is known."""
@@ -333,14 +340,14 @@ class Series:
         rows = (self._rows[Row.RECORDS], self._rows[Row.ALL])
         return sum(int(values[there].sum()) for values in rows if values is not None)
 
-    def busy_steps(self, end: int) -> IntArray:
-        """Return the steps before ``end`` with a record at any level, rising."""
-        found = [
-            np.flatnonzero(values[: max(end - self.base, 0)])
-            for values in (self._rows[Row.RECORDS], self._rows[Row.ALL])
-            if values is not None
-        ]
-        busy: IntArray = np.unique(np.concatenate(found)) + self.base if found else np.zeros(0, np.int64)
+    def busy_steps(self, start: int, end: int) -> IntArray:
+        """Return the steps of ``[start, end)`` with a record at any level, rising."""
+        low, high = max(start - self.base, 0), max(end - self.base, 0)
+        some = [values[low:high] for row in (Row.RECORDS, Row.ALL) if (values := self._rows[row]) is not None]
+        if not some:
+            return np.zeros(0, np.int64)
+        is_busy = some[0] > 0 if len(some) == 1 else (some[0] > 0) | (some[1] > 0)
+        busy: IntArray = np.flatnonzero(is_busy) + (self.base + low)
         return busy
 
     def last_before(self, step: int) -> int:
@@ -361,54 +368,6 @@ class Series:
                 low = block * BLOCK_STEPS
                 begin, stop = max(start, low), min(end, low + BLOCK_STEPS)
                 out[begin - start : stop - start] = marks[begin - low : stop - low] > 0
-        return out
-
-    def clean_sums(self, until: int) -> tuple[int, FloatArray]:
-        """Return (first block, sums) of the past before ``until``: one row per block, the last may be partial.
-
-        ``until`` is the edge of a window.
-        """
-        dirty = sorted(self._dirty)
-        while dirty:
-            # Blocks in a row at once: after a start, all of them.
-            end = next((i for i in range(1, len(dirty)) if dirty[i] != dirty[0] + i), len(dirty))
-            run = slice(dirty[0], dirty[0] + end)
-            self.blocks[run] = self._sums(run.start * BLOCK_STEPS, run.stop * BLOCK_STEPS)
-            del dirty[:end]
-        self._dirty.clear()
-        # Nothing before the first record is history.
-        first = (self.first - self.base) // BLOCK_STEPS
-        whole = min(max((until - self.base) // BLOCK_STEPS, first), len(self.blocks))
-        rows = self.blocks[first:whole]
-        low = whole * BLOCK_STEPS
-        high = min(until - self.base, self._size)
-        if high > low:
-            rows = np.vstack([rows, self._sums(low, high)])
-        return self.base // BLOCK_STEPS + first, rows
-
-    def _sums(self, low: int, high: int) -> FloatArray:
-        """Return the sums over the columns ``[low, high)``: whole blocks, or whole windows within one."""
-        width = min(high - low, BLOCK_STEPS)
-        count = (high - low) // width
-        clean = ~self.odd_part(self.base + low, self.base + high)
-        clean &= np.arange(low, high) >= self.first - self.base
-        counts = (self.part(self.base + low, self.base + high) * clean).reshape(len(Row), count, width)
-        out = np.zeros((count, len(Sum)))
-        out[:, Sum.STEPS] = clean.reshape(count, width).sum(axis=1)
-        out[:, Sum.RECORDS : Sum.DURATION_SQUARES + 1] = counts[: Row.ALL].sum(axis=2).T
-        windows = counts[: Row.DURATION_SQUARES].reshape(5, count, -1, STEPS_PER_WINDOW).sum(axis=3)
-        n, e, w, timed, total = windows.astype(np.float64)
-        for column, values in (
-            (Sum.ERRORS2, e * e),
-            (Sum.ERRORS_RECORDS, e * n),
-            (Sum.RECORDS2, n * n),
-            (Sum.WARNINGS2, w * w),
-            (Sum.WARNINGS_RECORDS, w * n),
-            (Sum.BUSY_WINDOWS, n > 0),
-            (Sum.DURATION_WINDOWS, timed > 0),
-            (Sum.WINDOW_SQUARES, total * total / np.maximum(timed, 1)),
-        ):
-            out[:, column] = values.sum(axis=1)
         return out
 
     def alike(self) -> dict[str, list[str]]:
@@ -443,11 +402,77 @@ class Series:
         self.base += gone
         self._size -= gone
         self.odd = {block: marks for block, marks in self.odd.items() if block >= self.base // BLOCK_STEPS}
-        self._dirty = {block - cut for block in self._dirty if block >= cut} | {0}
+        self.dirty = {block - cut for block in self.dirty if block >= cut} | {0}
         self.failing_versions = {step: v for step, v in self.failing_versions.items() if step >= before}
         used = [values for row in (Row.RECORDS, Row.ALL) if (values := self._rows[row]) is not None]
         self.first = self.base + min((int(values.argmax()) for values in (v > 0 for v in used)), default=0)
         return False
+
+
+def clean_sums(pasts: Sequence[tuple[Series, int]]) -> list[tuple[int, FloatArray]]:
+    """Return of each unit (first block, sums) of the past before a step: one row per block, the last may be partial.
+
+    The steps are edges of windows.
+    """
+    runs: list[tuple[Series, int, int]] = []  # columns to be summed anew
+    for series in {id(series): series for series, _ in pasts}.values():
+        dirty = sorted(series.dirty)
+        while dirty:
+            # Blocks in a row at once: after a start, all of them.
+            end = next((i for i in range(1, len(dirty)) if dirty[i] != dirty[0] + i), len(dirty))
+            runs.append((series, dirty[0] * BLOCK_STEPS, (dirty[0] + end) * BLOCK_STEPS))
+            del dirty[:end]
+        series.dirty.clear()
+    for (series, low, high), sums in zip(runs, _sums(runs, BLOCK_STEPS), strict=True):
+        series.blocks[low // BLOCK_STEPS : high // BLOCK_STEPS] = sums
+    out = []
+    for series, until in pasts:
+        # Nothing before the first record is history.
+        first = (series.first - series.base) // BLOCK_STEPS
+        whole = min(max((until - series.base) // BLOCK_STEPS, first), len(series.blocks))
+        rows = series.blocks[first:whole]
+        low, high = whole * BLOCK_STEPS, min(until, series.end) - series.base
+        if high > low:
+            rows = np.vstack([rows, *_sums([(series, low, high)], high - low)])
+        out.append((series.base // BLOCK_STEPS + first, rows))
+    return out
+
+
+def _sums(runs: Sequence[tuple[Series, int, int]], width: int) -> list[FloatArray]:
+    """Return the sums over columns ``[low, high)`` of units, a row for each ``width`` of them: a block, or windows of one."""
+    out: list[FloatArray] = []
+    for first in range(0, len(runs), _SUMMED):
+        some = runs[first : first + _SUMMED]
+        parts, clean = [], []
+        for series, low, high in some:
+            used = ~series.odd_part(series.base + low, series.base + high)
+            if low <= series.first - series.base:
+                used[: series.first - series.base - low] = False
+            parts.append(series.part(series.base + low, series.base + high))
+            clean.append(used)
+        is_clean = np.concatenate(clean)
+        counts = np.concatenate(parts, axis=1)
+        counts *= is_clean
+        counts = counts.reshape(len(Row), -1, width)
+        rows = np.zeros((counts.shape[1], len(Sum)))
+        rows[:, Sum.STEPS] = is_clean.reshape(-1, width).sum(axis=1)
+        rows[:, Sum.RECORDS : Sum.DURATION_SQUARES + 1] = counts[: Row.ALL].sum(axis=2).T
+        windows = counts[: Row.DURATION_SQUARES].reshape(5, len(rows), -1, STEPS_PER_WINDOW).sum(axis=3)
+        n, e, w, timed, total = windows.astype(np.float64)
+        for column, values in (
+            (Sum.ERRORS2, e * e),
+            (Sum.ERRORS_RECORDS, e * n),
+            (Sum.RECORDS2, n * n),
+            (Sum.WARNINGS2, w * w),
+            (Sum.WARNINGS_RECORDS, w * n),
+            (Sum.BUSY_WINDOWS, n > 0),
+            (Sum.DURATION_WINDOWS, timed > 0),
+            (Sum.WINDOW_SQUARES, total * total / np.maximum(timed, 1)),
+        ):
+            rows[:, column] = values.sum(axis=1)
+        ends = np.cumsum([(high - low) // width for _, low, high in some])
+        out += np.split(rows, ends[:-1])
+    return out
 
 
 def sliding(values: IntArray, lead: int, length: int) -> IntArray:

@@ -149,7 +149,7 @@ def test_windows_are_judged_alike_one_by_one_and_an_hour_at_once() -> None:
     for count in counts(events, MINUTE_US):
         series.add(count, count.step_us // MINUTE_US)
     low = begin // MINUTE_US
-    base = learn(series, low, grid())
+    [base] = learn([(series, low)], grid())
     assert not base.is_learning
     together = evaluate([Stretch(series, base, low)], BLOCK_STEPS, grid())
     assert (together.surprise.max(axis=(1, 2))[[0, 1, 3, 5, 6]] > 0).all()
