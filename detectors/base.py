@@ -103,7 +103,7 @@ class Finding(NamedTuple):
     expected: float
     strength: float
     scale_us: int  # length of time over which it was counted
-    name: str = ""  # of whom, for the features customer and host
+    name: str = ""  # of whom, for customer and host; what made it up, for joint
 
 
 class TemplateCount(NamedTuple):

@@ -635,6 +635,7 @@ class Judge:
         is_learning: bool,
         out: list[Judgement],
         joint: float = 0.0,
+        shares: FloatArray | None = None,
     ) -> None:
         cuts = self.budgets.cuts(name)
         strengths = found.surprise[:, *at] / cuts
@@ -650,8 +651,10 @@ class Judge:
         self._set_mark(unit, step, _Mark(start, _TREND_MARK if top == _TREND and not joint else kind, is_raised))
         findings = [self._finding(found, i, at, float(cuts[i])) for i in order[:4] if i == top or strengths[i] >= 0.4]
         findings.sort(key=lambda f: -f.strength)
-        if joint:
-            findings.insert(0, Finding("joint", "score", joint, 1.0, joint, windows * self.grid.window_us))
+        if shares is not None:
+            told = [(f"{CHANNELS[i]} {shares[i]:.0%}") for i in np.argsort(-shares, kind="stable") if shares[i] >= 0.1]
+            scale = windows * self.grid.window_us
+            findings.insert(0, Finding("joint", "score", joint, 1.0, joint, scale, ", ".join(told)))
         strength = joint or float(strengths.max())
         recent = np.inf if is_learning else float(found.short[at])
         base = found.stretches[at[0]].base
@@ -924,6 +927,7 @@ class Judge:
                     False,
                     out,
                     float(strength),
+                    self._forest.shares(candidate.features),
                 )
 
     def _training(self, high: int) -> FloatArray:

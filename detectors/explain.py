@@ -190,7 +190,8 @@ def sentence(finding: Finding) -> str:
         case "silence":
             return f"{seen} records in {over}, {usual} expected"
         case _:
-            return "several things mildly odd together, as in no normal window before"
+            parts = f"; its share of that: {finding.name}" if finding.name else ""
+            return f"several things mildly odd together, as in no normal window before{parts}"
 
 
 def title(unit: str, findings: Iterable[Finding], templates: Iterable[TemplateCount], texts: Mapping[str, str]) -> str:

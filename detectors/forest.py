@@ -24,7 +24,7 @@ from sklearn import config_context
 from sklearn.ensemble import IsolationForest
 
 from detectors.base import CHANNELS
-from detectors.windows import BoolArray, FloatArray
+from detectors.windows import BoolArray, FloatArray, IntArray
 
 _TREES = 100
 _MAX_SAMPLES = 4096
@@ -83,6 +83,33 @@ class Forest:
         oddness: FloatArray = self._oddness(np.minimum(rows, _CEILING)) / self._cut
         return oddness
 
+    def shares(self, row: FloatArray) -> FloatArray:
+        """Return how much each channel has to do with a row's oddness, shape (channels,); they add up to 1.
+
+        What lengthened the path counts as nothing.
+        """
+        out = np.maximum(self.shortened(row), 0)
+        return out / max(float(out.sum()), 1e-9)
+
+    def shortened(self, row: FloatArray) -> FloatArray:
+        """Return by how many nodes each channel shortened a row's path through a tree, shape (channels,).
+
+        A split on a channel takes ``c(n) - 1 - c(m)`` off the path that is still to be expected, ``n`` and ``m``
+        being the training rows above and below it and ``c`` the mean path among so many (equation 1 of the
+        source). So they add up to ``c(N)`` minus the path's length, of which the score is a function.
+        """
+        odd = np.minimum(row, _CEILING).astype(np.float32)
+        out = np.zeros(len(CHANNELS))
+        for tree in (grown.tree_ for grown in self._trees.estimators_):
+            expected = _mean_path(tree.n_node_samples)
+            node = 0
+            while (left := tree.children_left[node]) >= 0:
+                channel = tree.feature[node]
+                child = left if odd[channel] <= tree.threshold[node] else tree.children_right[node]
+                out[channel] += expected[node] - 1 - expected[child]
+                node = child
+        return out / _TREES
+
     def _oddness(self, rows: FloatArray) -> FloatArray:
         # Lower is stranger in scikit-learn; the sign is turned here and nowhere else.
         oddness: FloatArray = -self._trees.score_samples(rows)
@@ -100,3 +127,9 @@ class Forest:
         with np.load(io.BytesIO(artefact), allow_pickle=False) as kept:
             rows = kept["rows"].astype(np.float64)
             return cls(rows, int(kept["seed"])) if rows.shape[1] == len(CHANNELS) else None
+
+
+def _mean_path(n: IntArray) -> FloatArray:
+    """Return the mean path to a leaf in a tree over ``n`` rows, that of an unsuccessful search in a binary tree."""
+    many = np.maximum(n, 3).astype(np.float64)
+    return np.where(n > 2, 2 * (np.log(many - 1) + np.euler_gamma) - 2 * (many - 1) / many, np.maximum(n - 1.0, 0))

@@ -9,7 +9,7 @@ import pytest
 
 from detectors.base import CHANNELS, NO_MODEL, TICK_US, Grid
 from detectors.engine import Engine, Judge
-from detectors.forest import Forest
+from detectors.forest import Forest, _mean_path
 from tests.unit.detectors.traffic import (
     DAY_US,
     HOUR_US,
@@ -123,6 +123,7 @@ def test_only_the_forest_raises_a_window_that_is_mildly_odd_in_several_ways(monk
     [incident] = opened(replay(events, NOW_US + 50 * MINUTE_US))
     assert (incident.kind, incident.root) == ("joint", TASKS[0])
     assert incident.findings[0].feature == "joint"
+    assert {part.split()[0] for part in incident.findings[0].name.split(", ")} >= {"errors", "warnings"}
     assert all(finding.strength < 1 for finding in incident.findings[1:])
     assert len(incident.findings) >= 3
     monkeypatch.setattr(Forest, "fit", lambda *_, **__: None)
@@ -144,3 +145,19 @@ def test_it_raises_nothing_it_has_learned_and_is_the_same_after_it_was_kept() ->
 
 def test_too_few_windows_give_no_forest() -> None:
     assert Forest.fit(np.zeros((50, len(CHANNELS))), seed=1) is None
+
+
+def test_what_made_a_row_odd_adds_up_to_its_score() -> None:
+    rows = np.abs(np.random.default_rng(1).normal(0, 0.1, (300, len(CHANNELS))))
+    forest = Forest.fit(rows, seed=7)
+    assert forest is not None
+    odd = np.full(len(CHANNELS), 0.05)
+    odd[[2, 3]] = 0.9
+    shares = forest.shares(odd)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[[2, 3]].sum() > 0.8
+    assert shares[[2, 3]].min() > 0.2
+    for row in (odd, rows[0]):
+        [score] = -forest._trees.score_samples(row[None])
+        whole = _mean_path(np.array([forest._trees.max_samples_]))[0]
+        assert forest.shortened(row).sum() == pytest.approx(whole * (1 + np.log2(score)), abs=1e-6)
