@@ -279,6 +279,11 @@ class Judge:
         return out
 
     @property
+    def learning(self) -> list[str]:
+        """Return the units that are still being learned, sorted."""
+        return sorted(name for name, (is_learning, _) in self._learning.items() if is_learning)
+
+    @property
     def model_version(self) -> str:
         """Return the version of the forest in use, or why there is none."""
         return self._forest.version if self._forest is not None else NO_MODEL

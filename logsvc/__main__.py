@@ -974,7 +974,7 @@ def backtest(
         if not history.records:
             expected = "one JSON object a line" if file is not None else "some that match; try a wider --from"
             raise BadInput(f"no records in {name!r}; expected {expected}")
-        flags, tickets = detection.backtest(history, settings)
+        flags, tickets, learning = detection.backtest(history, settings)
         if output is not None:
             try:
                 write_flags(output, [msgspec.to_builtins(flag) for flag in flags])
@@ -984,7 +984,9 @@ def backtest(
             try:
                 report.write(
                     html,
-                    report.page(file.name if file is not None else name, history.records, len(history.units), tickets),
+                    report.page(
+                        file.name if file is not None else name, history.records, len(history.units), tickets, learning
+                    ),
                 )
             except OSError as exc:
                 raise BadInput(f"cannot write {str(html)!r}: {exc.strerror}") from exc
@@ -997,6 +999,8 @@ def backtest(
             f"only the forest opened {joint:,}",
             highlight=False,
         )
+        if learning:
+            out.print(terminal.clean(report.still_learning(learning)), style="yellow", highlight=False, markup=False)
 
 
 def _fill(history: History, file: Path | None, query: str, start: str | None, end: str | None, url: str | None) -> None:

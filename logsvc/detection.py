@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import msgspec
 from loguru import logger
@@ -924,8 +924,16 @@ def new_history(tenant: str, settings: DetectionSettings) -> History:
     return History(tenant, step_us=Grid(_us(settings.window), _us(settings.grace)).step_us, tick_us=TICK_US)
 
 
-def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag], list[Opened]]:
-    """Judge a history as the service would have, tick by tick; return odd windows and tickets, the oldest first."""
+class Replayed(NamedTuple):
+    """What a history would have brought: odd windows and tickets, the oldest first, and units still being learned."""
+
+    flags: list[Flag]
+    tickets: list[Opened]
+    learning: list[str]
+
+
+def backtest(history: History, settings: DetectionSettings) -> Replayed:
+    """Judge a history as the service would have, tick by tick."""
     from detectors.engine import Engine  # it brings scikit-learn, which the service's own process does without
 
     grid = Grid(_us(settings.window), _us(settings.grace))
@@ -996,7 +1004,8 @@ def backtest(history: History, settings: DetectionSettings) -> tuple[list[Flag],
         while flag.ticket in merged:
             flag.ticket = merged[flag.ticket]
     ordered = sorted(last.values(), key=lambda incident: (incident.opened_us, incident.id))
-    return flags, [_opened(incident, lines) for incident in ordered]
+    learning = [unit.partition(":")[2] for unit in engine.judge.learning]
+    return Replayed(flags, [_opened(incident, lines) for incident in ordered], learning)
 
 
 def _opened(incident: Incident, lines: Mapping[str, str]) -> Opened:

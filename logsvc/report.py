@@ -52,8 +52,19 @@ class Shown(Protocol):
     series: list[tuple[str, float, float]]
 
 
-def page(name: str, records: int, tasks: int, tickets: Sequence[Shown]) -> str:
-    """Return the page, in HTML."""
+def still_learning(names: Sequence[str]) -> str:
+    """Return a sentence on tasks that were still being learned when the records ended; there is one at least.
+
+    >>> still_learning(["b.sync", "a.load"])
+    '2 tasks were still being learned at the end, with plain rules alone: b.sync, a.load'
+    """
+    some = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+    count = "1 task was" if len(names) == 1 else f"{len(names):,} tasks were"
+    return f"{count} still being learned at the end, with plain rules alone: {some}"
+
+
+def page(name: str, records: int, tasks: int, tickets: Sequence[Shown], learning: Sequence[str] = ()) -> str:
+    """Return the page, in HTML; ``learning`` are tasks that were still being learned at the end."""
     rows = "".join(
         f"<tr><td>{_moment(one.opened_at)}</td><td>{escape(one.kind)}</td><td>{one.score:.2f}</td>"
         f'<td><a href="#{escape(one.id)}">{escape(one.title)}</a></td></tr>'
@@ -67,7 +78,9 @@ def page(name: str, records: int, tasks: int, tickets: Sequence[Shown]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Backtest of {escape(name)}</title><style>{_STYLE}</style>"
         f"<h1>Backtest of {escape(name)}</h1>"
-        f"<p>{count} from {records:,} records of {tasks:,} tasks and services.</p>{table}"
+        f"<p>{count} from {records:,} records of {tasks:,} tasks and services.</p>"
+        + (f"<p>{escape(still_learning(learning))}.</p>" if learning else "")
+        + table
         + "".join(map(_article, tickets))
         + "</html>\n"
     )

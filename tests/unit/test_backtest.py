@@ -113,6 +113,15 @@ def test_a_file_in_any_order_and_packing_gives_the_tickets_of_the_service(bench:
     assert "ValueError: no such order" in page
 
 
+def test_tasks_still_being_learned_at_the_end_are_named(tmp_path: Path) -> None:
+    _, said = run(
+        tmp_path / "logs",
+        [json.dumps(record(event)) for event in normal(TASKS[0], NOW_US, NOW_US + 600_000_000, seed=1)],
+        tmp_path,
+    )
+    assert "1 task was still being learned at the end, with plain rules alone: billing.charge" in " ".join(said.split())
+
+
 def test_a_flag_is_never_dated_before_a_record_that_it_used(tmp_path: Path) -> None:
     flags, _ = run(tmp_path / "logs", [json.dumps(record(event)) for event in events()], tmp_path)
     assert set(flags[0]) == {"task", "start", "end", "detected_at", "score", "kind", "ticket"}

@@ -53,4 +53,7 @@ def test_what_a_record_says_is_shown_and_does_nothing() -> None:
 
 def test_a_history_without_tickets_and_a_ticket_without_a_picture_are_said() -> None:
     assert "0 tickets from" in page("quiet", 5, 1, [])
+    assert "1 task was still being learned at the end, with plain rules alone: a.load." in page(
+        "q", 5, 1, [], ["a.load"]
+    )
     assert "No picture" in page("one", 5, 1, [opened(series=[])])
