@@ -23,9 +23,11 @@ What always holds:
   used gives way.
 - A searcher is a snapshot. A reader takes one per day and never sees half of a commit.
 - Erasing writes the day anew without the hits, so that nothing of them stays on the disk.
+- A search visits a day in slices of time, from the end that comes first, until its page is full: sorting
+  looks at all that is found, and a frequent word is in millions.
 
 The names of index-only fields begin with an underscore: ``_us`` and ``_ing`` are ``@timestamp``
-and ``event.ingested`` in microseconds, ``_seq``, ``_unit`` and ``_dur`` are the entry's, ``_id`` is the
+and ``event.ingested`` in microseconds, ``_slot`` is the former's number of ``_SLOT_US``, ``_seq``, ``_unit`` and ``_dur`` are the entry's, ``_id`` is the
 first half of its id as a number, ``_labels`` holds ``KEY US VALUE`` for each label (US is U+001F),
 ``_words:F`` the words of keyword ``F`` and ``_date:F`` the microseconds of date ``F``.
 
@@ -94,6 +96,10 @@ MAX_LISTED_TERMS = 50_000
 _HEAP_BYTES = 24_000_000
 _DAY_US = 86_400_000_000
 _MONTHS = -10_000_000  # indices of months are numbered from here, those of days from 1970
+_SLOT_US = 2_000_000  # tantivy walks a whole segment for a range over a column, but finds a term at once
+_FEW = 10_000  # hits that are visited faster than slices are chosen
+_WIDER = 16  # times, from one slice to the next at most
+_TIES = 50  # more hits than wanted are asked for, so that few pages end within a microsecond
 _SEPARATOR = "\x1f"
 _MAX_TERMS = 65_000  # the bucket limit of one aggregation in tantivy
 _TOP_VALUES = 100
@@ -151,7 +157,7 @@ def _slots() -> list[tuple[str, Any, Any]]:
                 pass
             case _:
                 slots.append((_slot(name), list[str] | None if field.is_list else str | None, name))
-    slots += [(name, int | None, f"_{name}") for name in ("us", "ing", "seq", "id", "dur")]
+    slots += [(name, int | None, f"_{name}") for name in ("us", "slot", "ing", "seq", "id", "dur")]
     slots += [("unit", str | None, "_unit"), ("src", str | None, "_src"), ("pairs", list[str] | None, "_labels")]
     slots += [("keys", list[int], "_keys")]
     slots += [(f"words_{n}", str | None, f"_words:{name}") for n, name in enumerate(_KEYWORD_TEXTS)]
@@ -209,6 +215,7 @@ def _spec() -> _Spec:
         "_keys": ("u64", "indexed"),
         "_seq": ("i64", "fast"),
         "_us": ("i64", "fast"),
+        "_slot": ("i64", "indexed"),
         "_ing": ("i64", "fast"),
         "_dur": ("i64", "fast"),
         "_unit": ("text", "raw", "fast"),
@@ -296,6 +303,7 @@ def _document(entry: Entry) -> Any:
     source = entry.source
     document = _read(source)
     document.us, document.ing, document.seq = entry.time_us, entry.ingested_us, entry.seq
+    document.slot = entry.time_us // _SLOT_US
     document.id, document.unit, document.dur = _number_of(entry.id), entry.unit, entry.duration_bucket
     document.src = source.decode()
     if document.labels:
@@ -384,6 +392,32 @@ class _Compiler:
         return Query.range_query(
             self._schema, field, kind, low, high, includes_low or low is None, includes_high or high is None
         )
+
+    def slots(self, low: int | None, high: int | None) -> Query:
+        """Return the query for a range of slots, both ends included; open ends are None."""
+        kind = tantivy.FieldType.Integer
+        return Query.range_query(self._schema, "_slot", kind, low, high, use_inverted_index=True)
+
+    def most(self, node: Node) -> int:
+        """Return how many hits a query has at most, as far as the dictionaries tell."""
+        freq, everything = self._searcher.doc_freq, self._searcher.num_docs
+        match node:
+            case And(children):
+                return min(map(self.most, children), default=everything)
+            case Or(children):
+                return min(everything, sum(map(self.most, children)))
+            case Words(fields, tokens, False):
+                return min(
+                    everything, sum(min(freq(_text_field(field), token) for token in tokens) for field in fields)
+                )
+            case Term("event.id", str(value)):
+                return freq("_id", _number_of(stored_id(self._tenant, value)))
+            case Term(field, str(value)) if field in _KEYED:
+                return freq("_keys", _key(_KEYED[field], value[:MAX_TOKEN_CHARS]))
+            case Term(field, str(value)):
+                return freq(*_term(field, value))
+            case _:
+                return everything
 
     def _words(self, field: str, tokens: tuple[str, ...], is_prefix: bool) -> Query:
         if is_prefix:
@@ -692,6 +726,70 @@ class _View:
     day: _Day
     searcher: tantivy.Searcher
     compiler: _Compiler
+
+
+class _Walk:
+    """Visits a day's hits from one end of its time, in slices that grow, until enough were found.
+
+    Slices are disjoint, so that what is rare costs one pass and the choosing of few slices.
+    """
+
+    def __init__(self, view: _View, query: Query, most: int, order: Order) -> None:
+        self.view = view
+        self.query = query
+        self.order = order
+        self.is_at_end = True  # whether the last one went through all of its span
+        self._most = most
+
+    def within(self, low_us: int | None, high_us: int | None) -> Query:
+        """Return the query for a range of time, both ends included; None is open."""
+        between = self.view.compiler.between("_us", low_us, high_us)
+        if low_us is None or high_us is None or high_us - low_us > _SLOT_US:
+            return between
+        return _all([self.view.compiler.slots(low_us // _SLOT_US, high_us // _SLOT_US), between])
+
+    def go(self, span: Span, wanted: int, take: Callable[[Query], int]) -> None:
+        """Hand ``take`` the query of one slice after the other until it has returned ``wanted`` together."""
+        facts, is_newest_first = self.view.day.facts, self.order is Order.NEWEST_FIRST
+        between, slots = self.view.compiler.between, self.view.compiler.slots
+        self.is_at_end = wanted > 0
+        if not self.is_at_end:
+            return
+        # An end that cuts nothing off stays open: ranges over the column cost more than slots.
+        low = None if span.start_us is None or span.start_us <= facts.min_us else span.start_us
+        high = None if span.end_us is None or span.end_us > facts.max_us else span.end_us - 1
+        first, last = (
+            us // _SLOT_US for us in (facts.min_us if low is None else low, facts.max_us if high is None else high)
+        )
+        cut = between("_us", None, high) if is_newest_first else between("_us", low, None)
+        is_open = cut is _ALL
+        per_slot = self._most * _SLOT_US / (facts.max_us - facts.min_us + 1)
+        width = 1 + int(2 * wanted / max(per_slot, 1e-9))
+        while self._most > _FEW and 2 * width <= last - first:
+            if is_newest_first:
+                edge = last - width + 1
+                part = slots(edge, None if is_open else last)
+                last, high = edge - 1, edge * _SLOT_US - 1
+            else:
+                edge = first + width
+                part = slots(None if is_open else first, edge - 1)
+                first, low = edge, edge * _SLOT_US
+            found = take(_all([self.query, part, cut]))
+            cut, is_open = _ALL, False
+            wanted -= found
+            if wanted <= 0:
+                self.is_at_end = False
+                return
+            width = 1 + int(width * min(_WIDER, 1.25 * wanted / max(found, 1)))
+        if first <= last:
+            take(_all([self.query, between("_us", low, high)]))
+
+
+def _after(span: Span, us: int, order: Order) -> Span:
+    """Return what of a span comes after a microsecond."""
+    if order is Order.NEWEST_FIRST:
+        return Span(span.start_us, us if span.end_us is None else min(us, span.end_us))
+    return Span(us + 1 if span.start_us is None else max(us + 1, span.start_us), span.end_us)
 
 
 def _add(writer: tantivy.IndexWriter, document: Any) -> str | None:
@@ -1019,12 +1117,13 @@ class EmbeddedStore:
                 if not wants_hits and (not count_total or total >= EXACT_TOTAL):
                     is_exact = False
                     break
-                parts = [view.compiler.compile(query), self._within(view, "_us", span)]
+                wanted = view.compiler.compile(query)
                 if min_seq is not None:
-                    parts.append(view.compiler.between("_seq", min_seq, None))
-                wanted = _all(parts)
+                    wanted = _all([wanted, view.compiler.between("_seq", min_seq, None)])
+                walk = _Walk(view, wanted, view.compiler.most(query), order)
                 if count_total:
-                    total += _count(view.searcher, wanted)
+                    total += _count_up_to(walk, span, EXACT_TOTAL - total)
+                    is_exact &= walk.is_at_end
                 if not wants_hits:
                     continue
                 if after is not None:
@@ -1033,7 +1132,7 @@ class EmbeddedStore:
                     )
                     if is_before:
                         continue
-                hits += self._day_hits(view, wanted, limit + 1 - len(hits), after, order, tenant)
+                hits += self._day_hits(walk, span, limit + 1 - len(hits), after)
             if all_hits and hits:
                 hits = sorted(all_hits + hits, key=lambda hit: hit.position, reverse=is_newest_first)
             all_hits = hits or all_hits
@@ -1045,59 +1144,39 @@ class EmbeddedStore:
             is_exact if count_total else True,
         )
 
-    def _day_hits(
-        self, view: _View, query: Query, limit: int, after: Position | None, order: Order, tenant: str
-    ) -> list[Hit]:
-        """Return the day's first ``limit`` hits strictly after ``after``.
-
-        tantivy sorts by one field, so records of one microsecond come in any order. The last
-        microsecond of a page may have been cut anywhere, so it is asked for again by ``seq``.
-        """
+    def _day_hits(self, walk: _Walk, span: Span, limit: int, after: Position | None) -> list[Hit]:
+        """Return the day's first ``limit`` hits strictly after ``after``."""
+        view, order = walk.view, walk.order
         found: list[tuple[Position, tantivy.DocAddress]] = []
-        between = view.compiler.between
-        is_newest_first = order is Order.NEWEST_FIRST
         if after is not None:
+            # tantivy sorts by one field, so the microsecond of the last page's end is asked for by ``seq``.
+            at, is_newest_first = after.time_us, order is Order.NEWEST_FIRST
             low, high = (None, after.seq) if is_newest_first else (after.seq, None)
-            same = _all([query, between("_us", after.time_us, after.time_us), between("_seq", low, high, False, False)])
-            found += self._sorted(view.searcher, same, "_seq", limit, order)
-            low, high = (None, after.time_us) if is_newest_first else (after.time_us, None)
-            query = _all([query, between("_us", low, high, False, False)])
-        wanted = limit - len(found)
-        if wanted > 0:
-            rest = self._first(view, query, wanted, order, after)
-            if len(rest) == wanted:
-                last_us = rest[-1][0].time_us
-                rest = [item for item in rest if item[0].time_us != last_us]
-                ties = _all([query, between("_us", last_us, last_us)])
-                rest.sort(key=lambda item: item[0], reverse=is_newest_first)
-                rest += self._sorted(view.searcher, ties, "_seq", wanted - len(rest), order)
-            else:
-                rest.sort(key=lambda item: item[0], reverse=is_newest_first)
-            found += rest
-        return [self._hit(view.searcher, tenant, position, address) for position, address in found]
+            later = view.compiler.between("_seq", low, high, False, False)
+            found += self._sorted(view.searcher, _all([walk.query, walk.within(at, at), later]), "_seq", limit, order)
+            span = _after(span, at, order)
 
-    def _first(
-        self, view: _View, query: Query, limit: int, order: Order, after: Position | None
-    ) -> list[tuple[Position, tantivy.DocAddress]]:
-        """Return the first ``limit`` hits by time.
+        def take(part: Query) -> int:
+            first = self._first(walk, part, limit - len(found))
+            found.extend(first)
+            return len(first)
 
-        Sorting looks at every hit, so the end of the day where they are expected is tried first.
-        """
-        facts = view.day.facts
-        low, high = facts.min_us, facts.max_us
-        width = 1 + (high - low) * limit * 8 // view.searcher.num_docs
-        if order is Order.NEWEST_FIRST:
-            high = high if after is None else min(high, after.time_us)
-        else:
-            low = low if after is None else max(low, after.time_us)
-        while width < high - low:
-            edge = (high - width, None) if order is Order.NEWEST_FIRST else (None, low + width)
-            part = _all([query, view.compiler.between("_us", *edge)])
-            found = self._sorted(view.searcher, part, "_us", limit, order)
-            if len(found) == limit:
-                return found
-            width *= 32
-        return self._sorted(view.searcher, query, "_us", limit, order)
+        if len(found) < limit:
+            walk.go(span, limit - len(found), take)
+        return [self._hit(view.searcher, view.day.tenant, position, address) for position, address in found]
+
+    def _first(self, walk: _Walk, query: Query, limit: int) -> list[tuple[Position, tantivy.DocAddress]]:
+        """Return the first ``limit`` hits in order of time and ``seq``."""
+        searcher, order = walk.view.searcher, walk.order
+        found = self._sorted(searcher, query, "_us", limit + _TIES, order)
+        last = found[-1] if len(found) == limit + _TIES else None
+        found.sort(key=lambda item: item[0], reverse=order is Order.NEWEST_FIRST)
+        if last is not None and found[limit - 1][0].time_us == (at := last[0].time_us):
+            # The microsecond at which it ends is cut anywhere, so all of it is asked for.
+            found = [item for item in found if item[0].time_us != at]
+            ties = _all([query, walk.within(at, at)])
+            found += self._sorted(searcher, ties, "_seq", limit - len(found), order)
+        return found[:limit]
 
     @staticmethod
     def _sorted(
@@ -1569,6 +1648,20 @@ def _steps(interval_us: int) -> dict[str, Any]:
 def _count(searcher: tantivy.Searcher, query: Query) -> int:
     found: Any = searcher.search(query, 1, count=True, order_by_field="_seq")  # its stub lacks ``count``
     return int(found.count)
+
+
+def _count_up_to(walk: _Walk, span: Span, enough: int) -> int:
+    """Return how many hits there are, or, if they are more than ``enough``, at least so many."""
+    total = 0
+
+    def take(part: Query) -> int:
+        nonlocal total
+        count = _count(walk.view.searcher, part)
+        total += count
+        return count
+
+    walk.go(span, enough, take)
+    return total
 
 
 def _aggregated(view: _View, query: Query, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:

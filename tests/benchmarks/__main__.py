@@ -1,7 +1,8 @@
 """All benchmarks in one run: ``make bench``, or ``python -m tests.benchmarks NAME …`` for some.
 
 Machines differ and are noisy: compare within one run, above all the ratios against the peer. ``--records N``
-sets how many the whole path over HTTP takes (a million takes some ten minutes), and ``--keep`` adds the run to
+sets how many the whole path over HTTP takes (a million takes some ten minutes; ``search_at_scale``, which runs
+only by its name, is meant for ten), and ``--keep`` adds the run to
 ``history.ndjson`` beside this file, whose newest run of each benchmark is shown as *before*.
 """
 
@@ -37,6 +38,8 @@ PLAIN = (
 )
 WITH_SERVER = ("elastic_store", "http_embedded", "http_elasticsearch")
 ALL = (*PLAIN, *WITH_SERVER)
+BY_NAME = ("search_at_scale",)
+"""Only when asked for: they take their time."""
 HISTORY = Path(__file__).parent / "history.ndjson"
 
 
@@ -49,6 +52,8 @@ def _run(name: str, url: str | None, records: int, *, is_full: bool) -> dict[str
     run: Callable[..., dict[str, Any]] = importlib.import_module(f"tests.benchmarks.{name}").run
     if name == "detection_quality":
         return run(is_full=is_full)
+    if name == "search_at_scale":
+        return run(records)
     return run(url) if name in WITH_SERVER else run()
 
 
@@ -99,15 +104,20 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks", description=(__doc__ or "").partition("\n\n")[0]
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(ALL)}")
-    parser.add_argument("--records", type=int, default=200_000, help="records of http_embedded (default %(default)s)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join((*ALL, *BY_NAME))}")
+    parser.add_argument(
+        "--records",
+        type=int,
+        default=200_000,
+        help="records of http_embedded and search_at_scale (default %(default)s)",
+    )
     parser.add_argument("--full", action="store_true", help="all of detection_quality, the better part of an hour")
     parser.add_argument("--keep", action="store_true", help="add the figures to history.ndjson")
     asked = parser.parse_args(arguments)
     names = asked.names
-    if unknown := sorted(set(names) - set(ALL)):
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}")
-    chosen = [name for name in ALL if not names or name in names]
+    if unknown := sorted(set(names) - {*ALL, *BY_NAME}):
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join((*ALL, *BY_NAME))}")
+    chosen = [name for name in (*ALL, *BY_NAME) if name in (names or ALL)]
     results: dict[str, Any] = {}
 
     def measure(url: str | None) -> None:

@@ -47,7 +47,7 @@ WARM = 5_000
 CONNECTIONS = 2
 PACED_S = 20.0
 PROBE_EVERY_S = 0.25
-_WORDS = ("charged", "order", "for", "customer", "in", "region", "retry", "queue", "worker", "cache", "timeout", "done")
+WORDS = ("charged", "order", "for", "customer", "in", "region", "retry", "queue", "worker", "cache", "timeout", "done")
 QUERIES = {
     "two_words": {"q": "timeout retry", "limit": 50},
     "phrase": {"q": '"order for"', "limit": 50},
@@ -75,7 +75,7 @@ def batches(n: int, rng: random.Random) -> tuple[list[bytes], str]:
         lines = []
         for i in range(start, min(start + BATCH, n)):
             trace = f"{rng.getrandbits(128):032x}"
-            words = " ".join(rng.choices(_WORDS, k=10))
+            words = " ".join(rng.choices(WORDS, k=10))
             lines.append(
                 msgspec.json.encode(
                     {
@@ -338,9 +338,9 @@ def embedded(url: str, n: int = 200_000) -> dict[str, Any]:
             "index_to_raw": round(index / (raw * (n + WARM) / n), 2),
         }
         for name, params in QUERIES.items():
-            figures[f"search_ms_{name}"] = _median_ms(service, "/search", params, trace)
+            figures[f"search_ms_{name}"] = median_ms(service, "/search", params, trace)
         day = {"interval": "1m", "by": "level"}
-        per_million = _median_ms(service, "/histogram", day, trace) / (n + WARM) * 1e6
+        per_million = median_ms(service, "/histogram", day, trace) / (n + WARM) * 1e6
         figures["histogram_ms_per_million"] = round(per_million, 1)
         rate = 0.8 * n / searchable_s
         acknowledged, found = _paced(service, bodies, rate)
@@ -411,7 +411,7 @@ def _create(prefix: str, entry: Entry) -> bytes:
     )  # fmt: skip
 
 
-def _median_ms(service: ServiceProcess, path: str, params: dict[str, Any], trace: str) -> float:
+def median_ms(service: ServiceProcess, path: str, params: dict[str, Any], trace: str) -> float:
     asked = {**params, "q": str(params.get("q", "")).format(trace=trace)}
     times = []
     for _ in range(15):

@@ -284,6 +284,47 @@ def test_pages_are_right_when_times_cluster(store: EmbeddedStore) -> None:
             assert found == (expected if order is Order.OLDEST_FIRST else expected[::-1])
 
 
+def test_pages_and_totals_are_right_whatever_slices_a_day_is_visited_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_FEW", 0)
+    monkeypatch.setattr(embedded, "_TIES", 1)
+    monkeypatch.setattr(embedded, "EXACT_TOTAL", 40)
+    rng = random.Random(11)
+    day = T0 - T0 % DAY_US
+    # Most where slices meet, a burst that nobody expects of an even day, one of the month's index, and ties everywhere.
+    times = [day + rng.randrange(100) * 2_000_000 + rng.choice((-1, 0, 1)) for _ in range(300)]
+    times += [day + 170_000_000 + rng.randrange(40) * 100_000 for _ in range(100)]
+    times += [day - 40 * DAY_US, day - 1, day + DAY_US, day + DAY_US + 70_000_000_000]
+    rng.shuffle(times)
+    words = [rng.choice(("often", "often other", "often other", "other often", "rare")) for _ in times]
+    entries = [
+        make_entry(n, at, word, ingested_us=T0) for n, (at, word) in enumerate(zip(times, words, strict=True), 1)
+    ]
+    store = EmbeddedStore(tmp_path / "index")
+    for start in range(0, len(entries), 150):
+        put(store, entries[start : start + 150])
+    queries = [ALL, *(parse(q, T0) for q in ("often", '"other often"', "rare OR other", "often -other", "never"))]
+    for query in queries:
+        for _ in range(4):
+            order, limit = rng.choice(list(Order)), rng.choice((3, 7, 50))
+            edges = sorted(rng.choice(times) + rng.choice((0, 1, 10**6)) for _ in range(2))
+            span = rng.choice((Span(), Span(edges[0]), Span(None, edges[1]), Span(*edges)))
+            expected = [Position(e.time_us, e.seq) for e in oracle.hits(entries, "default", query, span)]
+            found: list[Position] = []
+            after: Position | None = None
+            while True:
+                page = store.search("default", query, span, limit=limit, after=after, order=order, count_total=True)
+                assert page.total is not None
+                assert page.total == len(expected) if page.is_exact else 40 <= page.total <= len(expected)
+                found += [hit.position for hit in page.hits]
+                if page.next is None:
+                    break
+                after = page.next
+            assert found == (expected if order is Order.OLDEST_FIRST else expected[::-1])
+    store.close()
+
+
 def test_expiring_days_while_they_are_read_disturbs_no_reader(store: EmbeddedStore) -> None:
     wrong: list[object] = []
     stop = threading.Event()
