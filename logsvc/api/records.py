@@ -99,7 +99,7 @@ def search(
 ) -> Response:
     """Return one page of records, newest first by default; walk on with ``next_cursor``.
 
-    `total.relation` is `eq`, or `gte` when the value is a lower bound.
+    `total.relation` is `eq`, or `gte` when the value is a lower bound, which is 2,000 at least; `/api/v1/count` is exact.
     `data_completeness.share` is how much of what is known to have been emitted in the range, whatever the
     query, can be found: `searchable / emitted`, and null where that is not known; see `/api/v1/loss`.
     """

@@ -31,7 +31,7 @@ from logsvc.records import Entry
 
 MAX_PAGE_ROWS = 1_000
 MAX_BUCKETS = 2_000
-EXACT_TOTAL = 10_000
+EXACT_TOTAL = 2_000
 """A total is exact up to here; beyond it may be a lower bound."""
 
 

@@ -1,9 +1,9 @@
 """All benchmarks in one run: ``make bench``, or ``python -m tests.benchmarks NAME …`` for some.
 
 Machines differ and are noisy: compare within one run, above all the ratios against the peer. ``--records N``
-sets how many the whole path over HTTP takes (a million takes some ten minutes; ``search_at_scale``, which runs
-only by its name, is meant for ten), and ``--keep`` adds the run to
-``history.ndjson`` beside this file, whose newest run of each benchmark is shown as *before*.
+sets how many the whole path over HTTP takes (a million takes some ten minutes), and how many ``search_at_scale``
+looks in, which runs only by its name (ten million are meant, and take the better part of an hour to make).
+``--keep`` adds the run to ``history.ndjson`` beside this file, whose newest run of each is shown as *before*.
 """
 
 from __future__ import annotations

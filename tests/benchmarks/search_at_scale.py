@@ -1,8 +1,8 @@
 """Searches in one very large day: what people wait for when a service has had ten million records since midnight.
 
 The day is made by the embedded store itself, in a data directory on which a service is then started; each query
-is asked over HTTP. ``python -m tests.benchmarks search_at_scale --records 10000000`` takes some twenty minutes,
-nearly all of them to fill the index.
+is asked over HTTP. ``python -m tests.benchmarks search_at_scale --records 10000000`` takes the better part of an
+hour, nearly all of it to fill the index.
 """
 
 from __future__ import annotations
