@@ -74,6 +74,7 @@ _LIVELY = 0.5
 _SERIES_STEPS = 12 * STEPS_PER_WINDOW
 _LOOK_BACK = 18 * STEPS_PER_WINDOW
 _FUTURE_US = 25 * 3_600_000_000
+_FEW_ERRORS = 3
 _QUIET_STEPS = 2 * STEPS_PER_WINDOW
 _QUIET_RECORDS = 2
 _SCHEDULE_DAYS = 4
@@ -193,6 +194,7 @@ class Judge:
         self._expected: set[int] = set()  # ticks of which counts were taken in ahead
         self._settled: dict[str, _Unit] = {}  # units whose windows were looked at ahead, through this step
         self._ahead = -1
+        self._coming: tuple[int, list[_Unit]] = -1, []  # a block, and the units of which its baseline is not learned
         self.judged = 0
         self._kept: dict[str, tuple[int | None, dict[int, _Mark], dict[str, int]]] = {}
         memory = memory or {}
@@ -289,7 +291,29 @@ class Judge:
         return self._forest.version if self._forest is not None else NO_MODEL
 
     def prepare(self) -> None:
-        """Do what the next tick would otherwise wait for: a fit of the forest, if one is due.
+        """Do what the next ticks would otherwise wait for: a fit of the forest, and baselines of the coming block.
+
+        It changes nothing of the outcome, whether done ahead or not.
+        """
+        if self._previous_us is None:
+            return
+        self._fit()
+        # A block's records have come, by and large, before its first window is due: what comes later is learned anew.
+        block = self._previous_us // self.grid.step_us // BLOCK_STEPS * BLOCK_STEPS
+        if block <= self.grid.due_through(self._previous_us):
+            return
+        if block != self._coming[0]:
+            self._coming = block, [unit for unit in self._units.values() if unit.series.last >= block - _LOOK_BACK]
+        some = self._coming[1][-_BATCH_UNITS:]
+        del self._coming[1][-_BATCH_UNITS:]
+        _know(((unit, block) for unit in some), self.grid)
+        for unit in some:
+            series = unit.series
+            if series.part(block - LOOK_BACK, block)[Row.ERRORS].sum() >= _FEW_ERRORS:
+                series.templates.remember(block // BLOCK_STEPS, unit.bases[block], series.odd)
+
+    def _fit(self) -> None:
+        """Fit the forest, if that is due.
 
         The first is due as soon as a unit has half a day to learn from, then one a day. It sees what
         the last tick with counts or windows saw, so it is the same whether done ahead or not.
@@ -320,7 +344,7 @@ class Judge:
         """
         if self._kept:
             self._remember()
-        self.prepare()
+        self._fit()
         self._trim(cutoff_us)
         is_relearned = self._templates.add(texts or {}, cutoff_us)
         touched = self._add(delta, cutoff_us)
@@ -333,7 +357,7 @@ class Judge:
         tasks: list[_Task] = []
         for name in sorted(self._units) if due > before else sorted(touched):
             unit = self._units[name]
-            steps = _late_windows(touched[name], before) if name in touched else []
+            steps = _late_windows(touched[name], before) if name in touched and min(touched[name]) <= before else []
             if due > before and unit.series.last >= before - _LOOK_BACK:
                 steps.extend(range(max(before + 1, unit.series.first), due + 1))
             self.judged += len(steps)
@@ -370,7 +394,7 @@ class Judge:
             return left
         if self._kept:
             self._remember()
-        self.prepare()
+        self._fit()
         before = grid.due_through(self._previous_us)
         block = (before + 1) // BLOCK_STEPS * BLOCK_STEPS
         calm = [(name, unit) for name, unit in self._units.items() if self._is_settled(unit, before)]
@@ -456,8 +480,13 @@ class Judge:
             if unit is None:
                 unit = self._units[count[0]] = _Unit(Series(step, self._templates.of))
             unit.series.add(count, step)
-            unit.change(step)
-            touched.setdefault(count[0], set()).add(step)
+            steps = touched.get(count[0])
+            if steps is None:
+                touched[count[0]] = {step}
+            else:
+                steps.add(step)
+        for name, steps in touched.items():
+            self._units[name].change(min(steps))
         if is_restored:
             return touched
         for name, steps in touched.items():

@@ -300,13 +300,21 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
     s = _surprise_where(k >= _MIN_NEW, k, expected, np.broadcast_to(dispersion, k.shape))
     s = np.maximum(s - (1 - is_new) * _KNOWN_PENALTY, 0)
     s = np.where((k >= least) & (k - expected >= least - 0.5), s, np.minimum(s, 2.0))
-    for place, (index, id) in enumerate(ids):
-        pick = slice(place, place + 1)
-        better = out._keep(1, np.array([index]), LONG_WINDOWS, s[:, pick], k[:, pick], expected[:, pick])[0]
-        if better.any():
-            out.template[index, better] = len(out.ids)
-            out.is_new[index, better] = is_new[place, better] > 0
-            out.ids.append(id)
+    for places in _rounds(units):
+        kept = out._keep(1, units[places], LONG_WINDOWS, s[:, places], k[:, places], expected[:, places])
+        for place, better in zip(places, kept, strict=True):
+            if better.any():
+                index, id = ids[place]
+                out.template[index, better] = len(out.ids)
+                out.is_new[index, better] = is_new[place, better] > 0
+                out.ids.append(id)
+
+
+def _rounds(units: IntArray) -> list[IntArray]:
+    """Return the places of all units' first, of their second, and so on; those of a unit lie next to each other."""
+    starts = np.flatnonzero(np.diff(units, prepend=-1))
+    rank = np.arange(len(units)) - np.repeat(starts, np.diff(starts, append=len(units)))
+    return [np.flatnonzero(rank == n) for n in range(int(rank.max()) + 1)]
 
 
 def is_remembered(series: Series, ids: Iterable[str]) -> bool:
@@ -356,12 +364,13 @@ def _groups(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None
     enough = (k >= _MIN_ERRORS) & (known_ones > _MIN_GROUPS)
     s = _surprise_where(enough, k, expected, np.broadcast_to(dispersion, k.shape))
     s = np.maximum(s - np.log10(np.maximum(known_ones, 1)), 0)
-    for place, (index, id) in enumerate(ids):
-        pick = slice(place, place + 1)
-        better = out._keep(_CUSTOMER, np.array([index]), CUSTOMER_WINDOWS, s[:, pick], k[:, pick], expected[:, pick])[0]
-        if better.any():
-            out.group[index, better] = len(out.ids)
-            out.ids.append(id)
+    for places in _rounds(units):
+        kept = out._keep(_CUSTOMER, units[places], CUSTOMER_WINDOWS, s[:, places], k[:, places], expected[:, places])
+        for place, better in zip(places, kept, strict=True):
+            if better.any():
+                index, id = ids[place]
+                out.group[index, better] = len(out.ids)
+                out.ids.append(id)
 
 
 def _trends(out: Evaluation, at: IntArray, numbers: FloatArray, where: BoolArray) -> None:
@@ -582,8 +591,10 @@ def patience(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, 
     if len(busy) <= _REGULAR_FEW:
         return 0
     gaps = np.diff(busy)
-    odd = _cumulated(series.odd_part(int(busy[0]), int(busy[-1]) + 1))
-    is_clean = odd[busy[1:] - busy[0]] == odd[busy[:-1] - busy[0] + 1]
+    is_clean = np.ones(len(gaps), np.bool_)
+    if series.odd:
+        odd = _cumulated(series.odd_part(int(busy[0]), int(busy[-1]) + 1))
+        is_clean = odd[busy[1:] - busy[0]] == odd[busy[:-1] - busy[0] + 1]
     for begin, end in blind:
         is_clean &= (busy[1:] < begin) | (busy[:-1] >= end)
     gaps = gaps[is_clean]

@@ -44,14 +44,19 @@ class Row(IntEnum):
 Odd = dict[int, npt.NDArray[np.int16]]
 """Block → how many marks cover each of its steps; blocks without any are absent."""
 
-_SUMMED = 256
-"""Runs of blocks that are summed at once; a few hundred blocks each at most."""
+_BELOW_INFO = frozenset({"trace", "debug"})
+_OF_LEVEL = {"error": Row.ERRORS, "fatal": Row.ERRORS, "warn": Row.WARNINGS}
+_SUMMED = 16
+"""Runs of blocks that are summed at once: after a start, each is eight days."""
 _CENTRE = 200
 """Squares of durations are kept about this bucket (a fifth of a second), so that they stay small."""
 
 
 _ENTRY = struct.Struct("<IBI")
 """Of a ``Table``: number of the key, step within the block, records."""
+
+_MOST_DENSE = 64
+"""Of so many keys it is faster to sum over all blocks than to sort what there is."""
 
 _ENTRIES = np.dtype([("number", "<u4"), ("offset", "u1"), ("n", "<u4")])
 
@@ -153,9 +158,7 @@ class Table:
     def past(self, keys: Iterable[str], until: Sequence[int], base: Baseline, odd: Odd) -> FloatArray:
         """Return the decayed count of the keys' clean records before each step of ``until``, which rise."""
         whole = min(until[0], base.until) // BLOCK_STEPS
-        known = base.pasts.get((id(self), whole))
-        if known is None:
-            known = base.pasts[id(self), whole] = self._decayed(whole, base, odd)
+        known = self.remember(whole, base, odd)
         numbers = [self._numbers[key] for key in keys]
         kept = sum(float(known[number]) for number in numbers if number < len(known))
         wanted = set(numbers)
@@ -169,16 +172,23 @@ class Table:
         total: FloatArray = kept + np.cumsum(since)[np.array(until) - low]
         return total
 
+    def remember(self, whole: int, base: Baseline, odd: Odd) -> FloatArray:
+        """Return the decayed count of each key's clean records before the block ``whole``, found once a baseline."""
+        known = base.pasts.get((id(self), whole))
+        if known is None:
+            known = base.pasts[id(self), whole] = self._decayed(whole, base, odd)
+        return known
+
     def _decayed(self, whole: int, base: Baseline, odd: Odd) -> FloatArray:
         """Return the decayed count of each key's clean records before the block ``whole``, by the key's number."""
-        blocks = sorted(block for block in self._blocks if base.first_block <= block < whole)
-        blocks = [block for block in blocks if block - base.first_block < len(base.decay)]
+        whole = min(whole, base.first_block + len(base.decay))
+        blocks = sorted([block for block in self._blocks if base.first_block <= block < whole])
         if not blocks:
             return np.zeros(0)
-        entries = np.frombuffer(b"".join(self._blocks[block] for block in blocks), _ENTRIES)
-        sizes = [len(self._blocks[block]) // _ENTRY.size for block in blocks]
-        place = np.repeat(np.arange(len(blocks)), sizes)
-        marked = [(at, odd[block]) for at, block in enumerate(blocks) if block in odd]
+        parts = [self._blocks[block] for block in blocks]
+        entries = np.frombuffer(b"".join(parts), _ENTRIES)
+        place = np.repeat(np.arange(len(blocks)), np.array(list(map(len, parts))) // _ENTRY.size)
+        marked = [(at, odd[block]) for at, block in enumerate(blocks) if block in odd] if odd else ()
         if marked:
             is_clean = np.ones((len(blocks), BLOCK_STEPS), np.bool_)
             for at, marks in marked:
@@ -186,10 +196,15 @@ class Table:
             used = is_clean[place, entries["offset"]]
             entries, place = entries[used], place[used]
         # By key and block first, in whole numbers, then block by block: the order of arrival must not show.
-        cells, which = np.unique(entries["number"].astype(np.int64) * len(blocks) + place, return_inverse=True)
-        weights = base.decay[np.array(blocks) - base.first_block][cells % len(blocks)]
-        sums = np.bincount(which, entries["n"], len(cells))
-        found: FloatArray = np.bincount(cells // len(blocks), weights * sums, len(self._names)).astype(np.float64)
+        cells = entries["number"].astype(np.int64) * len(blocks) + place
+        weights: FloatArray = base.decay[np.array(blocks) - base.first_block]
+        if len(self._names) <= _MOST_DENSE:
+            sums = np.bincount(cells, entries["n"], len(self._names) * len(blocks)).reshape(-1, len(blocks))
+            dense: FloatArray = np.cumsum(weights * sums, axis=1)[:, -1]
+            return dense
+        cells, which = np.unique(cells, return_inverse=True)
+        weighted = weights[cells % len(blocks)] * np.bincount(which, entries["n"], len(cells))
+        found: FloatArray = np.bincount(cells // len(blocks), weighted, len(self._names)).astype(np.float64)
         return found
 
     def trim(self, before: int) -> None:
@@ -234,19 +249,18 @@ class Series:
         """Add one count; dimensions that are not used are ignored."""
         _, _, dimension, key, n = count
         if dimension == "level":  # every record has one
-            self._cover(step)
+            self.cover(step)
             self.first = min(self.first, step)
             self.last = max(self.last, step)
-            if key in {"trace", "debug"}:
+            if key in _BELOW_INFO:
                 self._put(Row.ALL, step, n)
             else:
                 self._put(Row.RECORDS, step, n)
-                if key in {"error", "fatal"}:
-                    self._put(Row.ERRORS, step, n)
-                elif key == "warn":
-                    self._put(Row.WARNINGS, step, n)
+                row = _OF_LEVEL.get(key)
+                if row is not None:
+                    self._put(row, step, n)
         elif dimension == "duration":
-            self._cover(step)
+            self.cover(step)
             bucket = int(key)
             self._put(Row.DURATIONS, step, n)
             self._put(Row.DURATION_SUM, step, n * bucket)
@@ -270,8 +284,10 @@ class Series:
         values[column] = value
         self.dirty.add(column // BLOCK_STEPS)
 
-    def _cover(self, step: int) -> None:
+    def cover(self, step: int) -> None:
         """Grow the arrays by whole blocks until ``step`` has a column."""
+        if self.base <= step < self.base + self._size:
+            return
         before = max(0, -((step - self.base) // BLOCK_STEPS)) if step < self.base else 0
         short = step - self.base + 1 - self._size
         # A quarter more, so that growing is rare; at most a day of the usual window.
@@ -293,7 +309,7 @@ class Series:
     def mark(self, start: int, end: int, by: int) -> None:
         """Say that ``[start, end)`` belongs (``by`` 1) or no longer belongs (-1) to something odd."""
         if end > self.base:
-            self._cover(end - 1)
+            self.cover(end - 1)
         start = max(start, self.base)
         for block in _blocks(start, end) if start < end else ():
             marks = self.odd.setdefault(block, np.zeros(BLOCK_STEPS, np.int16))
@@ -415,7 +431,9 @@ def clean_sums(pasts: Sequence[tuple[Series, int]]) -> list[tuple[int, FloatArra
     The steps are edges of windows.
     """
     runs: list[tuple[Series, int, int]] = []  # columns to be summed anew
-    for series in {id(series): series for series, _ in pasts}.values():
+    for series, until in pasts:
+        # Through the step itself, whatever there happens to be room for: hours without records are history too.
+        series.cover(until - 1)
         dirty = sorted(series.dirty)
         while dirty:
             # Blocks in a row at once: after a start, all of them.
