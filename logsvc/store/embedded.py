@@ -734,12 +734,13 @@ class _Walk:
     Slices are disjoint, so that what is rare costs one pass and the choosing of few slices.
     """
 
-    def __init__(self, view: _View, query: Query, most: int, order: Order) -> None:
+    def __init__(self, view: _View, query: Query, most: int, order: Order, deadline: _Deadline) -> None:
         self.view = view
         self.query = query
         self.order = order
         self.is_at_end = True  # whether the last one went through all of its span
         self._most = most
+        self._deadline = deadline
 
     def within(self, low_us: int | None, high_us: int | None) -> Query:
         """Return the query for a range of time, both ends included; None is open."""
@@ -774,6 +775,7 @@ class _Walk:
                 edge = first + width
                 part = slots(None if is_open else first, edge - 1)
                 first, low = edge, edge * _SLOT_US
+            self._deadline.check()
             found = take(_all([self.query, part, cut]))
             cut, is_open = _ALL, False
             wanted -= found
@@ -1117,10 +1119,11 @@ class EmbeddedStore:
                 if not wants_hits and (not count_total or total >= EXACT_TOTAL):
                     is_exact = False
                     break
-                wanted = view.compiler.compile(query)
+                wanted, most = view.compiler.compile(query), view.compiler.most(query)
                 if min_seq is not None:
                     wanted = _all([wanted, view.compiler.between("_seq", min_seq, None)])
-                walk = _Walk(view, wanted, view.compiler.most(query), order)
+                    most = min(most, view.day.appended_seq + 1 - min_seq)
+                walk = _Walk(view, wanted, most, order, deadline)
                 if count_total:
                     total += _count_up_to(walk, span, EXACT_TOTAL - total)
                     is_exact &= walk.is_at_end
