@@ -207,21 +207,15 @@ class Client:
             self._check(response)
             if not response.headers.get("content-type", "").startswith("application/x-ndjson"):
                 raise self._stranger(response)
-            # Not iter_lines(), which also ends lines where a message has a Unicode one.
-            rest = b""
-            for chunk in response.iter_bytes():
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    if line:
-                        yield msgspec.json.decode(line, type=dict[str, Any])
-            if rest:
-                raise httpx.RemoteProtocolError("the answer ends within a line")
+            for line in _lines(response):
+                if line:
+                    yield msgspec.json.decode(line, type=dict[str, Any])
 
     def _records(self, response: httpx.Response) -> Iterator[dict[str, Any]]:
         try:
-            for line in response.iter_lines():
-                if line.startswith("data: "):
-                    yield msgspec.json.decode(line[len("data: ") :], type=dict[str, Any])
+            for line in _lines(response):
+                if line.startswith(b"data: "):
+                    yield msgspec.json.decode(line[len(b"data: ") :], type=dict[str, Any])
         except ValueError as exc:
             raise self._stranger(response) from exc
         except httpx.RemoteProtocolError:
@@ -276,3 +270,17 @@ class Client:
             "set LOGSVC_URL or --url to the address that `logsvc serve` prints",
             Exit.AWAY,
         )
+
+
+def _lines(response: httpx.Response) -> Iterator[bytes]:
+    """Yield the lines of a stream; not as ``iter_lines``, which also ends them where a message has a Unicode line end.
+
+    Raises:
+        httpx.RemoteProtocolError: If the stream ends within a line.
+    """
+    rest = b""
+    for chunk in response.iter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    if rest:
+        raise httpx.RemoteProtocolError("the answer ends within a line")

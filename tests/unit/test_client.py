@@ -57,6 +57,14 @@ def test_a_stream_that_ends_says_that_the_service_ended() -> None:
     assert caught.value.exit_code is Exit.AWAY
 
 
+def test_a_stream_is_cut_where_it_says_and_not_where_a_message_has_a_line_end_of_its_own() -> None:
+    message = "one\u2028two\u0085three\x0bfour\rfive"
+    event = b'data: {"message":"' + message.replace("\r", "\\r").replace("\x0b", "\\u000b").encode() + b'"}\n\n'
+    stream = Answer(event, media_type="text/event-stream")
+    with answering({"*": stream}) as url, Client(url).events("/api/v1/tail") as records:
+        assert next(records) == {"message": message}
+
+
 def test_metrics_are_numbers_or_not_ours() -> None:
     text = '# HELP a b\na 1.5\nb{c="d"} 2\ndetection_cursor_lag_seconds +Inf\n'
     with answering({"/metrics": Answer(text, media_type="text/plain")}) as url:
