@@ -60,6 +60,8 @@ DIRECTORY = "snapshots"
 """Where links wait in a data directory until they are copied."""
 INDEX = "index"
 STATE = "state.db"
+_BEGUN = "snapshot.begun"
+"""In a folder of backups: the name of a snapshot that none of them has yet."""
 RESTORING = "restore.partial"
 """While this folder is in a data directory, something is being put back there."""
 
@@ -77,8 +79,12 @@ _REPLACED_STATE = (STATE, f"{STATE}-wal", f"{STATE}-shm")
 class ServerSnapshots(Protocol):
     """Snapshots of the records that a store on a server takes by itself. May raise ``StoreUnavailable``."""
 
-    def create(self, id: str) -> str:
-        """Have everything that is searchable now kept for the backup ``id``; return the snapshot's name when it is.
+    def name(self, id: str) -> str:
+        """Return what the snapshot of the backup ``id`` is to be called: a name that no other has."""
+        ...
+
+    def create(self, name: str) -> None:
+        """Have everything that is searchable now kept; return when it is.
 
         Raises:
             LogsvcError: If it cannot be kept wholly; then nothing of it is.
@@ -415,9 +421,14 @@ def back_up(
                 files.append(copier.copy(path, name, snapshot.sizes.get(name)))
             faults.reach("backup.copied")
         kept = None
+        begun = folder / _BEGUN
         if server is not None:
-            kept = server.create(id)
+            _forget_begun(folder, server)
+            kept = server.name(id)
+            durable.replace(begun, kept.encode())
+            server.create(kept)
             undo.callback(server.remove, kept)
+            faults.reach("backup.snapshotted")
         made = Manifest(
             format=FORMAT,
             id=id,
@@ -434,8 +445,17 @@ def back_up(
         sealed = _Sealed(msgspec.Raw(body), hashlib.sha256(body).hexdigest())
         durable.replace(folder / "backups" / f"{id}.json", msgspec.json.encode(sealed))
         undo.pop_all()
+        begun.unlink(missing_ok=True)
         _prune(folder, keep, server)
     return BackupReport(made, copier.copied_bytes)
+
+
+def _forget_begun(folder: Path, server: ServerSnapshots) -> None:
+    """Remove the snapshot of a backup into this folder that was killed before it had its manifest."""
+    with suppress(FileNotFoundError):
+        name = (folder / _BEGUN).read_text(encoding="utf-8")
+        if name not in {made.snapshot for made in _readable(folder)}:
+            server.remove(name)
 
 
 def _new_id(folder: Path, now: datetime) -> str:

@@ -22,6 +22,7 @@ The points, in the order of the path:
 - ``journal.after_trim``: one segment is removed
 - ``replay.after_append``: a replayed record is in the journal again, not yet marked
 - ``backup.copied``: all files of a backup are copied, and nothing says yet that it is one
+- ``backup.snapshotted``: so is its snapshot in Elasticsearch
 - ``restore.copied``, ``restore.moving``, ``restore.moved``: all is aside, about to be moved, one part is in place
 
 What no test can bring about from outside without breaking the machine for everybody is told to a
@@ -61,6 +62,7 @@ POINTS = frozenset(
         "journal.after_trim",
         "replay.after_append",
         "backup.copied",
+        "backup.snapshotted",
         "restore.copied",
         "restore.moving",
         "restore.moved",

@@ -1293,12 +1293,14 @@ class Snapshots:
         self._store = store
         self._repository = repository
 
-    def create(self, id: str) -> str:
-        """Return the snapshot's name when every shard is kept; see ``backup.ServerSnapshots``."""
+    def name(self, id: str) -> str:
+        """Return a name; the server takes only small letters, and backups of one second in several folders are several."""
+        return f"{self._store._alias}-{id.lower()}-{secrets.token_hex(4)}"
+
+    def create(self, name: str) -> None:
+        """Return when every shard is kept; see ``backup.ServerSnapshots``."""
         if self._store._ask("GET", f"/_snapshot/{self._repository}", missing=b"") == b"":
             raise self._unknown()
-        # The server takes only small letters; backups of one second in several folders are several.
-        name = f"{self._store._alias}-{id.lower()}-{secrets.token_hex(4)}"
         # Without a record there is no index, and no name would mean all.
         indices = self._store.indices() or [f"{self._store._alias}-none-*"]
         body = {"indices": indices, "ignore_unavailable": True, "include_global_state": False}
@@ -1307,7 +1309,6 @@ class Snapshots:
             self._store._ask("PUT", f"{self._path(name)}?wait_for_completion=true", body, timeout_s=SLOW_S)
             self.check(name)
             undo.pop_all()
-        return name
 
     def _path(self, name: str) -> str:
         return f"/_snapshot/{self._repository}/{name}"

@@ -76,6 +76,8 @@ def test_a_backup_beside_a_service_under_load_is_put_back_whole(tmp_path: Path, 
                 open_store=pytest.fail,
                 server=snapshots,
             )
+            killed = service.run("backup", str(folder), check=False, LOGSVC_TEST_KILL_AT="backup.snapshotted")
+            assert killed.returncode == -9
             before = acknowledged
             made = json.loads(service.run("backup", str(folder), "--keep", "1", "-o", "json").stdout)
         finally:
