@@ -86,7 +86,12 @@ def open_store(settings: Settings) -> Store:
         return EmbeddedStore(settings.data_dir / INDEX)
     from logsvc.store.elastic import ElasticStore
 
-    return ElasticStore(settings.store.url, prefix=settings.store.prefix, retention=settings.retention.records)
+    return ElasticStore(
+        settings.store.url,
+        prefix=settings.store.prefix,
+        retention=settings.retention.records,
+        no_reindexer=lambda: _alone_in(settings.data_dir),
+    )
 
 
 def reindex(settings: Settings, on_progress: Callable[[str, int, int], None]) -> int:

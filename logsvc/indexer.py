@@ -161,6 +161,7 @@ class Indexer:
         self._totals = _Totals()
         self._unflushed = _Totals()
         self._failures = 0  # in a row
+        self._is_suspicious = False  # the store broke, perhaps on a record
         self._retries = 0
         self._reason = ""
 
@@ -351,7 +352,7 @@ class Indexer:
                         return
                 except Exception as exc:  # noqa: BLE001 - whatever it is, it is shown and tried again
                     if isinstance(exc, StoreUnavailable):
-                        self._rewind()
+                        self._rewind(exc)
                     self._back_off(exc)
         finally:
             with self._changed:
@@ -395,20 +396,18 @@ class Indexer:
             with self._changed:
                 self._reason = ""
         self._failures = 0
+        self._is_suspicious = False
 
     def _append(self, entries: Sequence[Entry]) -> None:
         faults.reach("indexer.before_append")
         try:
-            result = self._store.append(entries)
-        except StoreUnavailable:
+            if self._is_suspicious:
+                self._isolate(entries)
+            else:
+                self._take(self._store.append(entries))
+        except Exception as exc:
+            self._rewind(exc)
             raise
-        except Exception:
-            # Once may be chance. Twice is the store or one of these records: find out which.
-            if self._failures == 0:
-                raise
-            self._isolate(entries)
-        else:
-            self._take(result)
         faults.reach("indexer.after_append")
 
     def _isolate(self, entries: Sequence[Entry]) -> None:
@@ -419,7 +418,7 @@ class Indexer:
         def append(part: Sequence[Entry]) -> None:
             nonlocal suspects
             try:
-                result = self._store.append(part)
+                result = self._store.append(part) + self._store.flush()
             except StoreUnavailable:
                 raise
             except Exception as exc:
@@ -455,9 +454,9 @@ class Indexer:
     def _flush(self) -> None:
         seq = self._appended_seq
         try:
-            self._store.flush()
-        except Exception:
-            self._rewind()
+            self._take(self._store.flush())
+        except Exception as exc:
+            self._rewind(exc)
             raise
         faults.reach("indexer.after_flush")
         self._store.refresh()
@@ -478,10 +477,12 @@ class Indexer:
         self._trim(seq)
         self._recovered()
 
-    def _rewind(self) -> None:
+    def _rewind(self, exc: Exception) -> None:
         """Append all since the last good commit again: nobody knows what a store kept that failed since."""
         self._appended_seq = self._checkpoint_seq
         self._unflushed = _Totals()
+        # Once may be chance. Twice is the store or one of the records: then find out which.
+        self._is_suspicious = not isinstance(exc, StoreUnavailable)
 
     def _trim(self, seq: int) -> None:
         self._journal.trim(seq if self._before_trim is None else min(seq, self._before_trim()))

@@ -10,7 +10,8 @@ What always holds:
   Of two entries with one id the one with the lower ``seq`` wins.
 - Entries are appended in rising ``seq``. After a crash the indexer appends again from its
   checkpoint; what a store already has it skips.
-- Appended is not yet durable (``flush``) and not yet searchable (``refresh``).
+- Appended is not yet durable (``flush``) and not yet searchable (``refresh``). It may still be on its way: what
+  became of it is told by a later ``append``, or by ``flush``.
 - Order is (``time_us``, ``seq``), both rising or both falling.
 - Methods block; callers run them in a thread. They are safe to call from several threads, but
   ``append``, ``flush``, ``erase``, ``expire`` and ``link`` are called by one thread at a time.
@@ -141,7 +142,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
-    """What became of a batch: appended + duplicates + skipped + len(refused) = its length.
+    """What became of entries: over all calls up to a ``flush``, appended + duplicates + skipped + refused = their number.
 
     ``skipped`` were appended before a crash already (a replay), ``duplicates`` were sent twice.
     """
@@ -150,6 +151,14 @@ class AppendResult:
     duplicates: int = 0
     skipped: int = 0
     refused: tuple[Refusal, ...] = ()
+
+    def __add__(self, other: AppendResult) -> AppendResult:
+        return AppendResult(
+            self.appended + other.appended,
+            self.duplicates + other.duplicates,
+            self.skipped + other.skipped,
+            self.refused + other.refused,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,16 +186,17 @@ class Store(Protocol):
         ...
 
     def append(self, entries: Sequence[Entry]) -> AppendResult:
-        """Take entries in rising ``seq``; idempotent.
+        """Take entries in rising ``seq``; idempotent. What it tells may be of entries of earlier calls.
 
         Raises:
-            StoreUnavailable: Then all since the last ``flush`` must be appended again: the store may have lost it.
-            Exception: Anything else is about these entries alone, none of which may have been taken.
+            StoreUnavailable: If the store is at fault.
+            Exception: Anything else may be the fault of an entry. After either, all since the last ``flush`` must be
+                appended again: the store may have lost it.
         """
         ...
 
-    def flush(self) -> None:
-        """Return when everything appended survives a crash."""
+    def flush(self) -> AppendResult:
+        """Return when everything appended survives a crash, with what was not told yet; raises as ``append`` does."""
         ...
 
     def refresh(self) -> None:

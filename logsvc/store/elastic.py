@@ -15,7 +15,8 @@ What always holds:
   (letters younger than our Unicode tables, keywords beyond its bound), the fitted values are
   indexed and the original is kept beside them.
 - Every search carries the tenant in a filter below the query tree.
-- A bulk request is durable when it is answered: the translog is fsynced for each request.
+- A bulk request is durable when it is answered: the translog is fsynced for each request. Several are under way,
+  and overtake each other; ``flush`` waits for all. No two of them have the same id.
 - No address is ever shown or logged with its password.
 
 Known difference to the embedded store: words of ``error.type`` are split by the server's own
@@ -32,10 +33,10 @@ import secrets
 import string
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
@@ -85,7 +86,7 @@ DAY_US = 86_400_000_000
 MAX_DATE_US = 2**63 // 1_000
 """``date_nanos`` ends in April 2262; comparisons beyond are answered without asking the server."""
 
-MAX_BULK_BYTES = 5 * 1024 * 1024
+MAX_BULK_BYTES = 2 * 1024 * 1024
 _BULK_TRIES = 8  # of what was not taken, as long as some was
 MAX_NAMED_DAYS = 40
 """Searches over more days than this name the alias instead of the indices."""
@@ -528,6 +529,8 @@ class ElasticStore:
         prefix: Name of the alias, and of the indices up to the day.
         retention: Days older than this when they are accepted share one index, ``PREFIX-misc``.
         concurrency: Bulk requests under way at a time.
+        no_reindexer: Holds reindexers off for a block, or raises ``Conflict`` if there is one; without it, an index that
+            a killed one left without writes stays so until it is run again.
     """
 
     def __init__(
@@ -536,7 +539,8 @@ class ElasticStore:
         *,
         prefix: str = "logsvc-records",
         retention: timedelta = timedelta(days=30),
-        concurrency: int = 2,
+        concurrency: int = 3,
+        no_reindexer: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         try:
             nodes = [
@@ -554,7 +558,11 @@ class ElasticStore:
         self._transport = Transport(nodes, serializers=verbatim, max_retries=1, retry_on_status=(), meta_header=False)
         self._alias = prefix
         self._retention_days = max(1, -(-retention // timedelta(days=1)))
-        self._pool = ThreadPoolExecutor(max(1, concurrency), thread_name_prefix="elastic-bulk")
+        self._no_reindexer = no_reindexer
+        self._concurrency = max(1, concurrency)
+        self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="elastic-bulk")
+        self._under_way: deque[Future[AppendResult]] = deque()
+        self._sent: set[tuple[str, str]] = set()  # index and id of what was appended since the last flush
         self._lock = threading.Lock()
         self._created: set[str] = set()
         self._to_refresh: set[str] = set()
@@ -622,18 +630,24 @@ class ElasticStore:
     # Append
 
     def append(self, entries: Sequence[Entry]) -> AppendResult:
-        outcome = _Outcome()
-        seen: set[tuple[str, str]] = set()
+        try:
+            return self._append(entries)
+        except BaseException:
+            self._forget_sent()
+            raise
+
+    def _append(self, entries: Sequence[Entry]) -> AppendResult:
+        sent = self._sent
         lines: list[tuple[str, Entry]] = []
         doubtful: list[tuple[str, str, Entry]] = []
         repeated = 0
         for entry in entries:
             index = self._index_of(entry)
-            if (index, entry.id) in seen:
+            other = self._other_index(index, entry)
+            if (index, entry.id) in sent or (other is not None and (other, entry.id) in sent):
                 repeated += 1
                 continue
-            seen.add((index, entry.id))
-            other = self._other_index(index, entry)
+            sent.add((index, entry.id))
             if other is None:
                 lines.append((index, entry))
             else:
@@ -648,20 +662,25 @@ class ElasticStore:
         indices = {index for index, _ in lines}
         self._ensure(indices)
         self._to_refresh |= indices
-        # Chunks may overtake each other: within one call no id comes twice, and calls follow each other.
-        for part in self._pool.map(self._bulk, _chunks(lines)):
-            outcome.appended += part.appended
-            outcome.refused += part.refused
-            outcome.conflicts += part.conflicts
-        conflicts = outcome.conflicts + elsewhere
-        stored = self._stored_seqs([(index, entry.id) for index, entry in conflicts])
-        skipped = sum(stored.get((index, entry.id)) == entry.seq for index, entry in conflicts)
-        return AppendResult(
-            appended=outcome.appended,
-            duplicates=repeated + len(conflicts) - skipped,
-            skipped=skipped,
-            refused=tuple(outcome.refused),
-        )
+        result = AppendResult(duplicates=repeated) + self._compared(elsewhere)
+        for body in _chunks(lines):
+            # The next one is made while as many as may be are under way.
+            result += self._answered(self._concurrency - 1)
+            self._under_way.append(self._pool.submit(self._send, body))
+        return result
+
+    def _answered(self, left: int) -> AppendResult:
+        """Return what became of bodies, waiting until at most ``left`` are under way."""
+        result = AppendResult()
+        while self._under_way and (len(self._under_way) > left or self._under_way[0].done()):
+            result += self._under_way.popleft().result()
+        return result
+
+    def _forget_sent(self) -> None:
+        """Wait until nothing is under way, so that nothing overtakes what is appended again."""
+        wait(self._under_way)
+        self._under_way.clear()
+        self._sent.clear()
 
     def _index_of(self, entry: Entry) -> str:
         day = entry.time_us // DAY_US
@@ -680,6 +699,17 @@ class ElasticStore:
         if entry.has_client_id and entry.time_us == entry.ingested_us:
             return self._day_index(day - 1)  # Without a time of its own it has that of its arrival.
         return None
+
+    def _send(self, lines: Sequence[tuple[str, bytes, Entry]]) -> AppendResult:
+        outcome = self._bulk(lines)
+        taken = AppendResult(appended=outcome.appended, refused=tuple(outcome.refused))
+        return taken + self._compared(outcome.conflicts)
+
+    def _compared(self, conflicts: Sequence[tuple[str, Entry]]) -> AppendResult:
+        """Tell of entries whose ids are stored already which are stored themselves, and which were sent twice."""
+        stored = self._stored_seqs([(index, entry.id) for index, entry in conflicts])
+        skipped = sum(stored.get((index, entry.id)) == entry.seq for index, entry in conflicts)
+        return AppendResult(duplicates=len(conflicts) - skipped, skipped=skipped)
 
     def _bulk(self, lines: Sequence[tuple[str, bytes, Entry]], tries: int = _BULK_TRIES) -> _Outcome:
         body = b"".join(
@@ -723,6 +753,9 @@ class ElasticStore:
                 if done.status == 404:
                     self._forget(index)
                     raise StoreUnavailable(reason)
+                if done.status == 403:
+                    self._undo_reindexer(index)
+                    raise StoreUnavailable(reason)
                 again.append(line)
         if not again:
             return outcome
@@ -734,6 +767,20 @@ class ElasticStore:
         return _Outcome(
             outcome.appended + rest.appended, outcome.refused + rest.refused, outcome.conflicts + rest.conflicts
         )
+
+    def _undo_reindexer(self, index: str) -> None:
+        """Let an index be written that a reindexer, killed while exchanging it, has left without writes."""
+        if self._no_reindexer is None:
+            return
+        with suppress(LogsvcError), self._no_reindexer():
+            answer = self._ask("GET", f"/{index}/_settings/index.blocks.write", missing=b"{}")
+            reindexer = Reindexer(self)
+            for name, body in _read(answer, Json).items():
+                # Its copy tells its block from anybody else's.
+                is_blocked = body.get("settings", {}).get("index", {}).get("blocks", {}).get("write") == "true"
+                if is_blocked and self._ask("GET", f"/{reindexer.successor(name)}", missing=b""):
+                    logger.warning("{} had no writes since a reindex was killed; run `logsvc reindex` again", name)
+                    reindexer.unblock(name)
 
     def _stored_seqs(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """Return the sequence of each stored document; searchable or not, for this reads by id."""
@@ -747,8 +794,15 @@ class ElasticStore:
                     found[key] = doc["_source"]["logsvc"]["seq"]
         return found
 
-    def flush(self) -> None:
-        """Do nothing: what a bulk request answered is in the fsynced translog already."""
+    def flush(self) -> AppendResult:
+        """Wait for the answers: what a bulk request answered is in the fsynced translog already."""
+        try:
+            result = self._answered(0)
+        except BaseException:
+            self._forget_sent()
+            raise
+        self._sent.clear()
+        return result
 
     def refresh(self) -> None:
         # One thread appends and refreshes; what it appends later is refreshed later.
@@ -1053,9 +1107,10 @@ class ElasticStore:
         if self._is_closed:
             return
         self._is_closed = True
-        with suppress(LogsvcError):  # Durable already; the server's own refresh makes up for ours.
-            self.refresh()
         self._pool.shutdown()
+        if all(future.exception() is None for future in self._under_way):
+            with suppress(LogsvcError):  # Durable already; the server's own refresh makes up for ours.
+                self.refresh()
         self._transport.close()
 
     def _forget(self, index: str) -> None:
@@ -1215,12 +1270,16 @@ class Reindexer:
                     self._swap(old, name, new)
                     return
             except BaseException:
-                self._unblock(old)
+                self.unblock(old)
                 raise
             # More than in the old one: something was erased meanwhile, and must not come back.
-            self._unblock(old)
+            self.unblock(old)
             self._store._ask("DELETE", f"/{new}", missing=b"", timeout_s=SLOW_S)
         raise StoreUnavailable(f"{old} changes faster than it can be copied; try again when nothing is being erased")
+
+    def successor(self, old: str) -> str:
+        """Return what the index is called that is to take the place of ``old``."""
+        return self._names(old)[1]
 
     def _names(self, old: str) -> tuple[str, str]:
         """Return the name under which the store knows the index ``old``, and what its successor is to be called."""
@@ -1270,7 +1329,8 @@ class Reindexer:
         self._store._ask("POST", f"/{index}/_refresh", timeout_s=SLOW_S)
         return int(_read(self._store._ask("GET", f"/{index}/_count"), Json)["count"])
 
-    def _unblock(self, index: str) -> None:
+    def unblock(self, index: str) -> None:
+        """Let it be written again."""
         with suppress(LogsvcError):
             self._store._ask("PUT", f"/{index}/_settings", {"index.blocks.write": False}, missing=b"")
 

@@ -997,10 +997,11 @@ class EmbeddedStore:
         day.is_dirty = False
         day.appended_seq = day.facts.max_seq
 
-    def flush(self) -> None:
+    def flush(self) -> AppendResult:
         self._check_usable()
         for day in list(self._writing):
             self._commit(day)
+        return AppendResult()  # append told all
 
     def _commit(self, day: _Day) -> None:
         if not day.is_dirty:

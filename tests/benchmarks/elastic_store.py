@@ -26,7 +26,7 @@ from tests.support.elasticsearch import drop_indices, server
 from tests.support.records import DAY_US, T0, make_entry
 
 BATCH = 20_000
-CONCURRENCY = 2
+CONCURRENCY = 3
 
 
 def entries(n: int, seed: int = 7) -> list[Entry]:
@@ -86,9 +86,11 @@ def _through_store(url: str, records: Sequence[Entry]) -> float:
     store = ElasticStore(url, prefix=prefix, concurrency=CONCURRENCY)
     try:
         store.append(records[:1])  # The index is created outside the measurement.
+        store.flush()
         started = time.perf_counter()
         for at in range(1, len(records), BATCH):
             store.append(records[at : at + BATCH])
+        store.flush()
         store.refresh()
         return (len(records) - 1) / (time.perf_counter() - started)
     finally:
@@ -103,6 +105,7 @@ def _directly(url: str, records: Sequence[Entry]) -> float:
     bodies = list(_bodies(prefix, records[1:]))
     try:
         store.append(records[:1])
+        store.flush()
         with urllib3.PoolManager(maxsize=CONCURRENCY) as http, ThreadPoolExecutor(CONCURRENCY) as pool:
 
             def send(body: bytes) -> None:

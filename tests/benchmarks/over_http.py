@@ -9,6 +9,8 @@ the other. The peer is direct bulk, confined alike, of what the service makes of
 documents, mapping and ids.
 
 Both take ``WARM`` other records before anything is measured: what a server costs to start is no cost of a record.
+A server that compiles as it goes costs four times as much per record at first, so ``elasticsearch`` lets it take
+records until it costs no less, before either side is measured.
 Masking and fingerprints are on, and asserted on a planted record.
 """
 
@@ -277,11 +279,15 @@ def _p99(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=100)[98] if len(values) > 1 else values[0]
 
 
-def _gap_ms(service: ServiceProcess) -> float:
+def _metric(service: ServiceProcess, name: str) -> float:
     text = service.http.get("/metrics").text
-    found = re.search(r"event_loop_longest_gap_seconds ([0-9.e+-]+)$", text, re.MULTILINE)
+    found = re.search(rf"{name} ([0-9.e+-]+)$", text, re.MULTILINE)
     assert found is not None, text[:500]
-    return float(found[1]) * 1000
+    return float(found[1])
+
+
+def _gap_ms(service: ServiceProcess) -> float:
+    return _metric(service, "event_loop_longest_gap_seconds") * 1000
 
 
 def _check_planted(service: ServiceProcess) -> None:
@@ -323,8 +329,11 @@ def _fill(service: ServiceProcess, bodies: Sequence[bytes], n: int) -> tuple[flo
     there = service.count()
     began = time.perf_counter()
     acknowledged_s = _at_once(_poster(service, waits), bodies)
-    service.wait("all to be searchable", lambda: service.count() >= there + n, 1_200, 0.2)
-    return acknowledged_s, time.perf_counter() - began, waits
+    # A count would ask the store, whose time is being measured.
+    service.wait("all to be searchable", lambda: _metric(service, "indexer_lag_records") == 0, 1_200, 0.1)
+    searchable_s = time.perf_counter() - began
+    assert service.count() >= there + n
+    return acknowledged_s, searchable_s, waits
 
 
 def embedded(url: str, n: int = 200_000) -> dict[str, Any]:
@@ -377,6 +386,7 @@ def elasticsearch(url: str, n: int = 60_000) -> dict[str, Any]:
         return {"skipped": "one core"}
     bodies, _ = batches(n, random.Random(2))
     server = _server_process(url)
+    _warm(url, bodies, n)
     _confine(server, cores[0])
     _confine(psutil.Process(), cores[1])
     prefix = f"bench-{uuid.uuid4().hex}"
@@ -384,9 +394,10 @@ def elasticsearch(url: str, n: int = 60_000) -> dict[str, Any]:
         direct = [_direct(url, bodies, n)]
         with _service(LOGSVC_STORE_URL=url, LOGSVC_STORE_PREFIX=prefix) as (service, process):
             _confine(process, cores[1])
-            cpu = _cpu_s(process)
+            cpu, server_cpu = _cpu_s(process), _cpu_s(server)
             _, searchable_s, _ = _fill(service, bodies, n)
             cpu_us = (_cpu_s(process) - cpu) / n * 1e6
+            server_us = (_cpu_s(server) - server_cpu) / n * 1e6
             _check_planted(service)
         direct.append(_direct(url, bodies, n))
     finally:
@@ -399,13 +410,25 @@ def elasticsearch(url: str, n: int = 60_000) -> dict[str, Any]:
         "records": n,
         "searchable_per_s": round(n / searchable_s),
         "cpu_us_per_record": round(cpu_us, 1),
-        "direct_bulk_per_s": round(statistics.mean(direct)),
-        "rate_to_direct": round(n / searchable_s / statistics.mean(direct), 2),
+        "server_cpu_us_per_record": round(server_us, 1),
+        "direct_bulk_per_s": round(statistics.mean(rate for rate, _ in direct)),
+        "direct_server_cpu_us_per_record": round(statistics.mean(us for _, us in direct), 1),
+        "rate_to_direct": round(n / searchable_s / statistics.mean(rate for rate, _ in direct), 2),
     }
 
 
-def _direct(url: str, bodies: Sequence[bytes], n: int) -> float:
-    """Return records a second of the same documents under the same ids through ``_bulk``."""
+def _warm(url: str, bodies: Sequence[bytes], n: int) -> None:
+    """Have the server take records until one costs it hardly less than before."""
+    before_us = float("inf")
+    for _ in range(10):
+        _, us = _direct(url, bodies, n)
+        if us > 0.95 * before_us:
+            return
+        before_us = us
+
+
+def _direct(url: str, bodies: Sequence[bytes], n: int) -> tuple[float, float]:
+    """Return records a second, and the server's CPU in microseconds a record, of the same documents through ``_bulk``."""
     prefix = f"bench-{uuid.uuid4().hex}"
     normaliser = Normaliser(b"key")
     origin = Origin("default", "127.0.0.1", "native", "k1", system_clock())
@@ -413,8 +436,12 @@ def _direct(url: str, bodies: Sequence[bytes], n: int) -> float:
     store = ElasticStore(url, prefix=prefix)
     try:
         store.append(parts[0][:1])  # its index is made outside the measurement
+        store.flush()
         made = [b"".join(_create(prefix, entry) for entry in part) for part in parts[1:]]
-        return (n - BATCH) / _bulk(url, made, prefix)
+        server = _server_process(url)
+        cpu = _cpu_s(server)
+        rate = (n - BATCH) / _bulk(url, made, prefix)
+        return rate, (_cpu_s(server) - cpu) / (n - BATCH) * 1e6
     finally:
         store.close()
         drop_indices(url, prefix)

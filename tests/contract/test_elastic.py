@@ -9,18 +9,19 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from logsvc.errors import StoreUnavailable
+from logsvc.errors import Conflict, StoreUnavailable
 from logsvc.query import And, MatchAll, Node, Not, Or, Term, Words
 from logsvc.store import AppendResult, Position, Span, elastic
 from logsvc.store.elastic import MAX_NAMED_DAYS, ElasticStore
 from tests.soak.proxy import Mode, Proxy
 from tests.support.elasticsearch import drop_indices
-from tests.support.records import DAY_US, T0, make_entry
+from tests.support.records import DAY_US, T0, make_entry, take
 
 pytestmark = pytest.mark.elasticsearch
 
@@ -59,7 +60,7 @@ def test_a_mapping_that_drifted_is_named_with_its_index(
     elasticsearch_url: str, prefix: str, open_store: OpenStore
 ) -> None:
     store = open_store()
-    store.append([make_entry(1), make_entry(2, T0 + DAY_US)])
+    take(store, [make_entry(1), make_entry(2, T0 + DAY_US)])
     body = {"properties": {"extra": {"type": "long"}, "service.name": {"type": "keyword", "ignore_above": 9}}}
     ask(elasticsearch_url, "PUT", f"/{prefix}-2026.11.22/_mapping", body)
     assert store.check_schema() == [
@@ -70,10 +71,10 @@ def test_a_mapping_that_drifted_is_named_with_its_index(
 
 def test_a_duplicate_is_known_after_its_day_left_the_retention(open_store: OpenStore) -> None:
     store = open_store(retention=timedelta(days=2))
-    store.append([make_entry(1, T0, id="a")])
+    take(store, [make_entry(1, T0, id="a")])
     again = make_entry(2, T0, id="a", ingested_us=T0 + 5 * DAY_US)
-    assert store.append([again, make_entry(3, T0, id="b", ingested_us=T0 + 5 * DAY_US)]) == AppendResult(1, 1)
-    assert store.append([make_entry(3, T0, id="b", ingested_us=T0 + 5 * DAY_US)]) == AppendResult(skipped=1)
+    assert take(store, [again, make_entry(3, T0, id="b", ingested_us=T0 + 5 * DAY_US)]) == AppendResult(1, 1)
+    assert take(store, [make_entry(3, T0, id="b", ingested_us=T0 + 5 * DAY_US)]) == AppendResult(skipped=1)
     store.refresh()
     assert store.count("default", ALL) == 2
 
@@ -82,12 +83,13 @@ def test_days_outside_the_retention_share_an_index_and_expire_apart(
     elasticsearch_url: str, prefix: str, open_store: OpenStore
 ) -> None:
     store = open_store(retention=timedelta(days=2))
-    store.append(
+    take(
+        store,
         [
             make_entry(1, T0),
             make_entry(2, T0 - 50 * DAY_US, ingested_us=T0),
             make_entry(3, T0 - 70 * DAY_US, ingested_us=T0 + 9),
-        ]
+        ],
     )
     store.refresh()
     assert set(ask(elasticsearch_url, "GET", f"/_alias/{prefix}")) == {f"{prefix}-2026.11.22", f"{prefix}-misc"}
@@ -99,13 +101,13 @@ def test_days_outside_the_retention_share_an_index_and_expire_apart(
 def test_a_record_without_a_time_of_its_own_is_known_from_the_day_before(open_store: OpenStore) -> None:
     store = open_store()
     midnight = T0 // DAY_US * DAY_US
-    assert store.append([make_entry(1, midnight - 1, id="a")]).appended == 1
-    assert store.append([make_entry(2, midnight, id="a")]) == AppendResult(duplicates=1)
+    assert take(store, [make_entry(1, midnight - 1, id="a")]).appended == 1
+    assert take(store, [make_entry(2, midnight, id="a")]) == AppendResult(duplicates=1)
 
 
 def test_a_query_nested_as_deep_as_the_parser_takes_it_is_answered(open_store: OpenStore) -> None:
     store = open_store()
-    store.append([make_entry(1, message="deep"), make_entry(2)])
+    take(store, [make_entry(1, message="deep"), make_entry(2)])
     store.refresh()
     node: Node = Words(("message",), ("deep",))
     for _ in range(50):
@@ -115,7 +117,7 @@ def test_a_query_nested_as_deep_as_the_parser_takes_it_is_answered(open_store: O
 
 def test_a_span_finds_the_same_whether_its_days_are_named_or_not(open_store: OpenStore) -> None:
     store = open_store()
-    store.append([make_entry(n, T0 + n * DAY_US, ingested_us=T0 + n * DAY_US) for n in range(3)])
+    take(store, [make_entry(n, T0 + n * DAY_US, ingested_us=T0 + n * DAY_US) for n in range(3)])
     store.refresh()
     for days in (1, MAX_NAMED_DAYS + 5):
         span = Span(T0 + DAY_US, T0 + DAY_US + days * DAY_US)
@@ -124,8 +126,8 @@ def test_a_span_finds_the_same_whether_its_days_are_named_or_not(open_store: Ope
 
 def test_an_interrupted_append_is_completed_by_the_next(open_store: OpenStore) -> None:
     entries = [make_entry(n, T0 + n) for n in range(1, 11)]
-    open_store().append(entries[:4])
-    result = open_store().append(entries)
+    take(open_store(), entries[:4])
+    result = take(open_store(), entries)
     assert (result.appended, result.skipped, result.duplicates) == (6, 4, 0)
 
 
@@ -133,10 +135,10 @@ def test_what_a_busy_server_took_of_a_batch_is_not_sent_again(elasticsearch_url:
     proxy = Proxy(elasticsearch_url, random.Random(1))
     store = ElasticStore(proxy.url, prefix=prefix)
     try:
-        store.append([make_entry(1)])
+        take(store, [make_entry(1)])
         # Of each record that it is sent, the server refuses every second one, so the whole is never taken at once.
         with proxy.broken(Mode.HALF):
-            result = store.append([make_entry(seq) for seq in range(2, 302)])
+            result = take(store, [make_entry(seq) for seq in range(2, 302)])
             assert proxy.spoilt[Mode.HALF] > 0
         assert result.appended + result.skipped == 300
         store.refresh()
@@ -146,6 +148,38 @@ def test_what_a_busy_server_took_of_a_batch_is_not_sent_again(elasticsearch_url:
         proxy.close()
 
 
+def test_what_a_killed_reindexer_left_without_writes_is_written_again(
+    elasticsearch_url: str, prefix: str, open_store: OpenStore
+) -> None:
+    @contextmanager
+    def no_reindexer() -> Iterator[None]:
+        if is_running:
+            raise Conflict("another reindex is under way")
+        yield
+
+    is_running = True
+    store = open_store(no_reindexer=no_reindexer)
+    take(store, [make_entry(1)])
+
+    def is_written() -> bool:
+        with suppress(StoreUnavailable):
+            take(store, [make_entry(2)])
+        with suppress(StoreUnavailable):
+            return take(store, [make_entry(2)]).refused == ()
+        return False
+
+    ask(elasticsearch_url, "PUT", f"/{prefix}-2026.11.22/_block/write")
+    is_running = False
+    assert not is_written(), "the block is somebody else's"
+    ask(elasticsearch_url, "PUT", f"/{prefix}.r2-2026.11.22", {"settings": elastic.index_settings()})
+    is_running = True
+    assert not is_written(), "the reindexer is at work"
+    is_running = False
+    assert is_written()
+    store.refresh()
+    assert store.count("default", ALL) == 2
+
+
 def test_indices_are_reindexed_while_they_are_searched_and_written_without_gap_or_double(
     elasticsearch_url: str, prefix: str, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +187,7 @@ def test_indices_are_reindexed_while_they_are_searched_and_written_without_gap_o
     day = f"{prefix}-2026.11.22"
     with monkeypatch.context() as patch:
         patch.setattr(elastic, "SCHEMA_VERSION", "0")
-        store.append([make_entry(n, T0 + n % 2 * DAY_US + n) for n in range(1, 2_001)])
+        take(store, [make_entry(n, T0 + n % 2 * DAY_US + n) for n in range(1, 2_001)])
     store.refresh()
     assert "_meta.schema_version: expected 1, found 0" in store.check_schema()[0]
     # An earlier attempt was killed in the middle: its half copy is used, and never found.
@@ -169,7 +203,7 @@ def test_indices_are_reindexed_while_they_are_searched_and_written_without_gap_o
             batch = [make_entry(n, T0 + n % 2 * DAY_US + n) for n in range(seq, seq + 20)]
             while True:
                 try:
-                    store.append(batch)
+                    take(store, batch)
                     break
                 except StoreUnavailable:  # as the indexer does while the old index takes no writes
                     ended.wait(0.05)
@@ -210,7 +244,7 @@ def test_indices_are_reindexed_while_they_are_searched_and_written_without_gap_o
     assert elastic.Reindexer(fresh).run(lambda *progress: None) == 0
     # Replays and duplicates are told from each other behind the alias too, and days go whole.
     entry = make_entry(1, T0 + DAY_US + 1)
-    assert fresh.append([entry, make_entry(written[0] + 1, T0 + 2, id=make_entry(2, T0 + 2).id)]).skipped >= 1
+    assert take(fresh, [entry, make_entry(written[0] + 1, T0 + 2, id=make_entry(2, T0 + 2).id)]).skipped >= 1
     assert fresh.search("default", Term("event.id", "e1")).hits[0].source == entry.source
     assert fresh.expire(T0 + 400 * DAY_US) == 2
     assert fresh.indices() == []

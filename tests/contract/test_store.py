@@ -26,8 +26,7 @@ MESSAGE = ("message",)
 
 def put(store: Store, entries: Sequence[Entry]) -> AppendResult:
     """Append, and make it durable and searchable."""
-    result = store.append(entries)
-    store.flush()
+    result = store.append(entries) + store.flush()
     store.refresh()
     return result
 
@@ -98,8 +97,8 @@ def test_of_two_records_with_one_id_in_a_batch_the_first_stays(store: Store) -> 
 
 def test_a_duplicate_is_known_before_it_is_flushed(store: Store) -> None:
     store.append([make_entry(1, id="a")])
-    assert store.append([make_entry(2, id="a")]).duplicates == 1
-    store.flush()
+    again = store.append([make_entry(2, id="a")])
+    assert (again + store.flush()).duplicates == 1
     store.refresh()
     assert seqs(store, ALL) == [1]
 

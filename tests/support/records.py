@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 
 from logsvc.fields import LEVELS
 from logsvc.records import Entry, stored_id
+from logsvc.store import AppendResult, Store
 
 T0 = 1_795_348_800_000_000
 """2026-11-22T12:00:00Z in microseconds: the moment that tests count from."""
@@ -68,3 +70,8 @@ def make_entry(
         has_client_id=id is not None if has_client_id is None else has_client_id,
         source=msgspec.json.encode(source),
     )
+
+
+def take(store: Store, entries: Sequence[Entry]) -> AppendResult:
+    """Append, and return what became of the entries once all of it is known."""
+    return store.append(entries) + store.flush()

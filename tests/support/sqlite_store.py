@@ -86,7 +86,7 @@ class SqliteStore:
         self.batches.append(len(entries))
         return AppendResult(appended, duplicates, skipped, tuple(refused))
 
-    def flush(self) -> None:
+    def flush(self) -> AppendResult:
         self._enter()
         if self.failing_flushes:
             self.failing_flushes -= 1
@@ -99,6 +99,7 @@ class SqliteStore:
             self._db.execute("COMMIT")
             self._is_open = False
         faults.reach("store.after_commit")
+        return AppendResult()  # append told all
 
     def refresh(self) -> None:
         self._enter()
@@ -112,3 +113,28 @@ class SqliteStore:
 
     def close(self) -> None:
         self._db.close()
+
+
+class LateStore(SqliteStore):
+    """Takes what it was given only once it is to commit, and tells of it then, as a store far away may."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._given: list[Sequence[Entry]] = []
+
+    def append(self, entries: Sequence[Entry]) -> AppendResult:
+        self._given.append(entries)
+        return AppendResult()
+
+    def flush(self) -> AppendResult:
+        given, self._given = self._given, []
+        result = AppendResult()
+        try:
+            for entries in given:
+                result += super().append(entries)
+        except Exception:
+            if self._is_open:
+                self._db.execute("ROLLBACK")
+                self._is_open = False
+            raise
+        return result + super().flush()

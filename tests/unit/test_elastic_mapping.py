@@ -16,7 +16,7 @@ import pytest
 from logsvc.errors import LogsvcError, QueryTooExpensive, SettingsError, StoreUnavailable
 from logsvc.fields import FIELDS, MAX_TOKEN_CHARS, WORD_FIELDS, FieldType
 from logsvc.query import And, Exists, MatchAll, Node, Not, Or, Prefix, Range, Term, Words, parse
-from logsvc.store import Position, Span
+from logsvc.store import AppendResult, Position, Span
 from logsvc.store.elastic import (
     ElasticStore,
     _differences,
@@ -27,7 +27,7 @@ from logsvc.store.elastic import (
     index_settings,
     mapping,
 )
-from tests.support.records import DAY_US, T0, make_entry
+from tests.support.records import DAY_US, T0, make_entry, take
 
 # Mapping.
 
@@ -290,12 +290,43 @@ def test_a_document_is_refused_only_for_what_will_never_change(status: int, kind
         store = ElasticStore(f"http://{address}")
         entries = [make_entry(1), make_entry(2)]
         if is_refused:
-            result = store.append(entries)
+            result = take(store, entries)
             assert (result.appended, [refusal.entry.seq for refusal in result.refused]) == (1, [2])
             assert kind in result.refused[0].reason
         else:
             with pytest.raises(StoreUnavailable, match=kind):
-                store.append(entries)
+                take(store, entries)
+        store.close()
+
+
+def test_an_append_waits_for_no_answer_and_a_flush_for_all_of_them() -> None:
+    is_told = threading.Event()
+    statuses = [201, 201, 503]
+
+    def answer(method: str, path: str) -> tuple[int, object]:
+        if not path.startswith("/_bulk"):
+            return 200, {}
+        if not is_told.wait(20):
+            return 500, {}
+        failed = {"status": (status := statuses.pop(0)), **({"error": {"type": "busy"}} if status > 299 else {})}
+        return 200, {"items": [{"create": failed}]}
+
+    with server(answer) as (address, _):
+        store = ElasticStore(f"http://{address}")
+        assert store.append([make_entry(1, id="a", ingested_us=T0 + 1)]) == AppendResult()
+        # Its neighbour is under way, so nobody need ask about the second.
+        assert store.append([make_entry(2, id="a", ingested_us=T0 + 1)]) == AppendResult(duplicates=1)
+        is_told.set()
+        assert store.flush() == AppendResult(appended=1)
+        store.append([make_entry(3)])
+        store.append([make_entry(4)])
+        with pytest.raises(StoreUnavailable, match="busy"):
+            store.flush()
+        # Nobody knows what became of them: none is a repetition.
+        statuses[:] = [201, 201]
+        store.append([make_entry(3)])
+        assert take(store, [make_entry(4)]).duplicates == 0
+        assert statuses == []
         store.close()
 
 
@@ -307,7 +338,7 @@ def test_an_answer_to_a_batch_that_is_none_is_asked_again_and_blames_no_record(b
     with server(answer) as (address, _):
         store = ElasticStore(f"http://{address}")
         with pytest.raises(StoreUnavailable, match="the store"):
-            store.append([make_entry(1)])
+            take(store, [make_entry(1)])
         store.close()
 
 
@@ -321,10 +352,10 @@ def test_a_batch_too_large_for_the_server_is_halved_until_it_fits() -> None:
     answers: list[int] = []
     with server(answer) as (address, _):
         store = ElasticStore(f"http://{address}")
-        result = store.append([make_entry(n) for n in range(1, 5)])
+        result = take(store, [make_entry(n) for n in range(1, 5)])
         assert len(result.refused) == 4
         answers.append(4)
-        assert store.append([make_entry(n) for n in range(1, 5)]).appended == 4
+        assert take(store, [make_entry(n) for n in range(1, 5)]).appended == 4
         store.close()
 
 
@@ -362,7 +393,7 @@ def test_the_password_is_sent_and_never_shown() -> None:
 def test_a_server_that_is_not_there_is_unavailable() -> None:
     store = ElasticStore("http://user:secret@127.0.0.1:1")
     with pytest.raises(StoreUnavailable) as caught:
-        store.append([make_entry(1)])
+        take(store, [make_entry(1)])
     assert "secret" not in str(caught.value)
     assert not store.health().is_reachable
     store.close()

@@ -20,7 +20,7 @@ from logsvc.query import MatchAll
 from logsvc.records import Entry
 from logsvc.store import Span, Store
 from tests.support.records import T0, make_entry
-from tests.support.sqlite_store import SqliteStore
+from tests.support.sqlite_store import LateStore, SqliteStore
 
 TIMEOUT_S = 30.0
 
@@ -32,12 +32,12 @@ def record(number: int, message: str = "take") -> Entry:
 class Service:
     """Journal, store, dead letters and indexer in one directory, opened and closed like the real ones."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, store: type[SqliteStore] = SqliteStore) -> None:
         self.directory = directory
         self.now_us = T0
         self.journal = Journal.open(directory / "journal", segment_bytes=4_000)
         self.dead_letters = DeadLetters.open(directory / "deadletters")
-        self.store = SqliteStore(directory / "store.db")
+        self.store = store(directory / "store.db")
         self.checkpoint = directory / "indexer.checkpoint"
         self.indexer: Indexer
 
@@ -68,8 +68,8 @@ class Service:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    service = Service(tmp_path)
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    service = Service(tmp_path, getattr(request, "param", SqliteStore))
     yield service
     service.close()
 
@@ -144,6 +144,7 @@ def test_closing_gives_up_on_a_store_that_is_away_and_the_next_start_goes_on(tmp
     service.close()
 
 
+@pytest.mark.parametrize("service", [SqliteStore, LateStore], indirect=True)
 def test_after_a_failed_commit_everything_since_the_last_good_one_is_appended_again(service: Service) -> None:
     service.start()
     service.index([record(number) for number in range(50)])
@@ -154,6 +155,7 @@ def test_after_a_failed_commit_everything_since_the_last_good_one_is_appended_ag
     assert (status.indexed_total, status.duplicates_total, status.retries_total) == (100, 0, 3)
 
 
+@pytest.mark.parametrize("service", [SqliteStore, LateStore], indirect=True)
 def test_what_was_sent_twice_is_counted_and_the_first_stays(service: Service) -> None:
     service.start()
     service.index([record(1, "first")])
@@ -162,6 +164,7 @@ def test_what_was_sent_twice_is_counted_and_the_first_stays(service: Service) ->
     assert service.indexer.status().duplicates_total == 1
 
 
+@pytest.mark.parametrize("service", [SqliteStore, LateStore], indirect=True)
 def test_what_the_store_refuses_becomes_a_dead_letter_and_its_neighbours_are_stored(service: Service) -> None:
     service.start()
     service.index([record(1), record(2, "refuse"), record(3)])
@@ -171,6 +174,7 @@ def test_what_the_store_refuses_becomes_a_dead_letter_and_its_neighbours_are_sto
     assert service.indexer.status().dead_total == 1
 
 
+@pytest.mark.parametrize("service", [SqliteStore, LateStore], indirect=True)
 @pytest.mark.parametrize("poisoned", [{0}, {49}, {7, 8}, {0, 25, 49}, set(range(10, 40))])
 def test_records_that_break_the_store_become_dead_letters_and_their_neighbours_are_stored(
     service: Service, poisoned: set[int]
@@ -197,6 +201,7 @@ def test_a_store_that_breaks_on_everything_costs_no_record(service: Service) -> 
     assert service.store.visible == 40
 
 
+@pytest.mark.parametrize("service", [SqliteStore, LateStore], indirect=True)
 def test_a_store_that_breaks_in_the_middle_of_a_batch_costs_no_record(service: Service) -> None:
     # As a disk that fills up: what is appended later fails.
     limit = [20]
