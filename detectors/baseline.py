@@ -23,7 +23,7 @@ import numpy as np
 from scipy.special import betainc, log_ndtr
 
 from detectors.base import BLOCK_STEPS, DAY_US, STEPS_PER_WINDOW, Grid
-from detectors.windows import FloatArray, Series, Sum, clean_sums
+from detectors.windows import BoolArray, FloatArray, Series, Sum, clean_sums
 
 MAX_SURPRISE = 60.0
 _HALF_LIFE_US = 3 * DAY_US
@@ -61,8 +61,10 @@ class Number(IntEnum):
     """Of the logarithmic duration, in buckets: its mean, its variance, and those of a window's and a block's mean."""
     LATENCY_COUNT = 14  # durations; 0 with too few to say
     TREND_RATE = 15  # of errors half a day ago; 0 while the unit is too young
-    TREND_DOUBT = 16
-    END = 17
+    TREND_DOUBT = 16  # with the over-dispersion of blocks
+    WARNINGS_TREND_RATE = 17
+    WARNINGS_TREND_DOUBT = 18
+    END = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +132,15 @@ def _learn(pasts: Sequence[tuple[Series, int, int, FloatArray]], length: int, gr
     block_us = BLOCK_STEPS * grid.step_us
     is_old = np.arange(length, 0, -1) - 1 >= DAY_US / 2 / block_us
     grown = np.flatnonzero((is_old & (rows[:, :, Sum.RECORDS] > 0)).sum(axis=1) * block_us >= DAY_US)
-    errors, by_time = past[grown, Sum.ERRORS], numbers[grown, Number.ERRORS + Rate._fields.index("by_time")] > 0
-    exposure = np.where(by_time, past[grown, Sum.STEPS], past[grown, Sum.RECORDS])
-    numbers[grown, Number.TREND_RATE] = np.maximum((errors + 0.7) / (exposure + 60), 1e-9)
-    numbers[grown, Number.TREND_DOUBT] = 1 / (errors + 0.7)
+    for first, kind, place in (
+        (Number.ERRORS, Sum.ERRORS, Number.TREND_RATE),
+        (Number.WARNINGS, Sum.WARNINGS, Number.WARNINGS_TREND_RATE),
+    ):
+        by_time = numbers[grown, first + Rate._fields.index("by_time")] > 0
+        events = past[grown, kind] + 0.7
+        p = np.maximum(events / (np.where(by_time, past[grown, Sum.STEPS], past[grown, Sum.RECORDS]) + 60), 1e-9)
+        numbers[grown, place] = p
+        numbers[grown, place + 1] = 1 / events + _slow_spread(rows[grown], weights[2], kind, p, by_time)
     busy = rows[:, :, Sum.BUSY_WINDOWS].sum(axis=1).tolist()
     records = total[:, Sum.RECORDS]
     per_step = records / np.maximum(total[:, Sum.STEPS], 1.0)
@@ -198,12 +205,15 @@ def _rates(
         total[:, squares] - 2 * p * total[:, products] + p * p * total[:, Sum.RECORDS2] - p * records,
     )
     weight = np.where(by_time, windows * m * m, p * p * total[:, Sum.RECORDS2])
-    exposure = np.where(by_time[:, None], rows[:, :, Sum.STEPS], rows[:, :, Sum.RECORDS])
-    expected = p[:, None] * exposure
-    slow = (((rows[:, :, kind] - expected) ** 2 - expected) * decay).sum(axis=1)
-    slow_weight = (expected**2 * decay).sum(axis=1)
-    fields = (p_hour, 1 / (events + 0.7), _spread(residual, weight), _spread(slow, slow_weight), by_time)
-    return np.stack(fields, axis=1)
+    slow = _slow_spread(rows, decay, kind, p, by_time)
+    return np.stack((p_hour, 1 / (events + 0.7), _spread(residual, weight), slow, by_time), axis=1)
+
+
+def _slow_spread(rows: FloatArray, weights: FloatArray, kind: Sum, p: FloatArray, by_time: BoolArray) -> FloatArray:
+    """Return the over-dispersion among blocks."""
+    expected = p[:, None] * np.where(by_time[:, None], rows[:, :, Sum.STEPS], rows[:, :, Sum.RECORDS])
+    residual = (((rows[:, :, kind] - expected) ** 2 - expected) * weights).sum(axis=1)
+    return _spread(residual, (expected**2 * weights).sum(axis=1))
 
 
 def _spread(residual: FloatArray, weight: FloatArray) -> FloatArray:

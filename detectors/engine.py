@@ -41,13 +41,16 @@ from detectors.incidents import Change, Facts, Incidents
 from detectors.signals import (
     CUT,
     LOOK_BACK,
+    MAX_WINDOWS,
     SILENCE_WINDOWS,
     TREND_WINDOWS,
     Evaluation,
     Habit,
     Lull,
+    Pauses,
     Stretch,
     Watched,
+    damped,
     evaluate,
     habits,
     is_quiet,
@@ -56,6 +59,7 @@ from detectors.signals import (
     lulls,
     may_be_silent,
     patience,
+    pauses,
     silence,
 )
 from detectors.templates import Merging
@@ -113,6 +117,7 @@ class _Unit:
     bases: dict[int, Baseline] = field(default_factory=dict)
     habit: Habit | None = None
     patience: tuple[int, int] | None = None  # as of the step, in steps; 0 for a unit without regular intervals
+    pauses: tuple[int, Pauses | None] | None = None  # as of the step
     newest_mark: int = -1
     calm: set[int] = field(default_factory=set)  # windows ahead that are known to be nothing; see ``Judge.expect``
     lively: set[int] = field(default_factory=set)  # windows ahead that are known to be no silence
@@ -141,6 +146,8 @@ class _Unit:
             self.habit = None
         if self.patience is not None and step < self.patience[0]:
             self.patience = None
+        if self.pauses is not None and step < self.pauses[0]:
+            self.pauses = None
 
 
 def _know(pasts: Iterable[tuple[_Unit, int]], grid: Grid) -> None:
@@ -247,7 +254,7 @@ class Judge:
         """Say that nothing could arrive meanwhile, so that it is not taken for silence."""
         self._blind.append((start_us // self.grid.step_us, end_us // self.grid.step_us + 1))
         for unit in self._units.values():
-            unit.habit = unit.patience = None
+            unit.habit = unit.patience = unit.pauses = None
         self._is_changed = True
 
     def is_idle(self, cutoff_us: int) -> bool:
@@ -510,7 +517,7 @@ class Judge:
             unit.bases.clear()
             unit.calm.clear()
             unit.lively.clear()
-            unit.habit = unit.patience = None
+            unit.habit = unit.patience = unit.pauses = None
             if self._forget(unit, before):
                 self._is_changed = True
             for table in unit.series.groups.values():
@@ -679,10 +686,11 @@ class Judge:
             top = 0
             strengths[0] = max(strengths[0], 1.0)
         # A trend is hours long, but odd enough to be left out of what is normal is its last hour.
-        windows = min(int(found.windows[top, *at]), LOOK_BACK // STEPS_PER_WINDOW)
+        lasts = int(found.windows[top, *at])
+        windows = lasts if top == _TEMPLATE else min(lasts, MAX_WINDOWS)
         start, end = self._extent(unit, found, at, top, step, step + 1 - windows * STEPS_PER_WINDOW)
         kind = _kind(found, at, top, cuts) if not joint else "joint"
-        self._set_mark(unit, step, _Mark(start, _TREND_MARK if top == _TREND and not joint else kind, is_raised))
+        self._set_mark(unit, step, _Mark(start, _TREND_MARK if lasts > MAX_WINDOWS and not joint else kind, is_raised))
         findings = [self._finding(found, i, at, float(cuts[i])) for i in order[:4] if i == top or strengths[i] >= 0.4]
         findings.sort(key=lambda f: -f.strength)
         if shares is not None:
@@ -828,13 +836,20 @@ class Judge:
             return
         seen, watched = self._lulls(low, step)
         overdue = {name: late for name in low if (late := self._overdue(watched[name], self._units[name], step))}
-        if not overdue and not is_quiet(seen.k, seen.expected).any():
+        may: BoolArray = np.any(is_quiet(seen), axis=1)
+        past = {name: self._pauses(self._units[name], step) for place, name in enumerate(low) if may[place]}
+        alone = np.ones(len(SILENCE_WINDOWS))
+        suspects = [
+            name
+            for place, name in enumerate(low)
+            if name in overdue
+            or (may[place] and silence(seen, place, alone, past[name])[0] >= self.budgets.cuts(name)[_SILENCE])
+        ]
+        if not suspects:
             return
         if passed:
             low = sorted(low + [name for name in passed if self._is_low(self._units[name], step)])
             seen, watched = self._lulls(low, step)
-        is_odd = is_quiet(seen.k, seen.expected).any(axis=1) | np.array([name in overdue for name in low])
-        quiet = np.flatnonzero(is_odd).tolist()
         # How lively everything is: a holiday or a broken network is not one task's silence.
         others = []
         for name in sorted(self._units.keys() - held - watched.keys()):
@@ -847,15 +862,15 @@ class Judge:
         if others:
             found_k, found_usual = liveliness(self._lulls(others, step)[0])
             fleet_k, fleet_usual = fleet_k + found_k.sum(axis=0), fleet_usual + found_usual.sum(axis=0)
-        for place in quiet:
-            name = low[place]
+        for name in suspects:
+            place = low.index(name)
             usual_others = fleet_usual - usual[place]
             lively = np.minimum(np.maximum(fleet_k - k[place], 0) / np.maximum(usual_others, 1), 1)
-            s, scale = silence(seen, place, np.where(usual_others >= 5, lively, 1.0))
+            s, scale = silence(seen, place, np.where(usual_others >= 5, damped(lively), 1.0), past.get(name))
             strength = s / float(self.budgets.cuts(name)[_SILENCE])
             unit = self._units[name]
             length = SILENCE_WINDOWS[scale] * STEPS_PER_WINDOW
-            came, due = (float((one * seen.clump)[place, scale]) for one in (seen.k, seen.expected))
+            came, due = float(seen.k[place, scale]), float(seen.expected[place, scale])
             if strength < 1 and name in overdue and (usual_others[-1] < 5 or lively[-1] >= _LIVELY):
                 length, due = overdue[name]
                 came, strength = 0.0, 1.0
@@ -882,6 +897,13 @@ class Judge:
         if unit.patience is None or unit.patience[0] != block:
             unit.patience = block, patience(unit.series, block, self.grid, self._blind)
         return unit.patience[1]
+
+    def _pauses(self, unit: _Unit, step: int) -> Pauses | None:
+        """Return how a unit pauses when nothing is wrong; found once in six blocks, for it changes slowly."""
+        block = step - step % (6 * BLOCK_STEPS)
+        if unit.pauses is None or unit.pauses[0] != block:
+            unit.pauses = block, pauses(unit.series, block, self.grid, self._blind)
+        return unit.pauses[1]
 
     def _may_be_overdue(self, unit: _Unit, low: int, width: int) -> BoolArray:
         """Return in which of so many windows of a block a unit may be overdue."""

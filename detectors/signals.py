@@ -4,17 +4,17 @@ Every channel looks back over several multiples of the window and keeps its stra
 of 6 means about one window in a million, in every channel, so the strongest decides. What
 people would not act on is capped below any cut: a channel counts only from a minimum of records.
 
-========== =============== ========================================================
+========== =============== =========================================================================
 channel    windows back    counts when
-========== =============== ========================================================
+========== =============== =========================================================================
 errors     1, 2, 3, 6, 12  at least 5, and 4.5 more than expected
-template   2, 6, 12        at least 5; 3 if never seen and the unit is known for a day
-warnings   2, 6, 12        at least 8
+template   2, 6, 12        at least 5; 3 if never seen and the unit is known for a day, also over 24, 48
+warnings   2, 6, 12        at least 8; over 24, 48, 96 as trend
 latency    2, 6, 12        at least 5 durations, longer by half
-silence    2 to 18         at least 5 expected, nearly none seen, and the unit was live
+silence    2 to 24         at least 10 expected, nearly none seen, and the unit was live
 customer   6, 12           at least 5 errors of one customer or host, of more than five known
 trend      24, 48, 96      at least 8 and twice as many errors as half a day ago
-========== =============== ========================================================
+========== =============== =========================================================================
 
 Not here: what is normal (baseline.py), when an odd window is a ticket (engine.py, incidents.py).
 """
@@ -22,6 +22,7 @@ Not here: what is normal (baseline.py), when an odd window is a ticket (engine.p
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -30,22 +31,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from detectors.base import CHANNELS, CUTS, DAY_US, STEPS_PER_WINDOW, Grid
+from detectors.base import BLOCK_STEPS, CHANNELS, CUTS, DAY_US, STEPS_PER_WINDOW, Grid
 from detectors.baseline import Baseline, Number, lack, normal_surprise, surprise
 from detectors.windows import BoolArray, FloatArray, IntArray, Row, Series, sliding
 
 ERROR_WINDOWS = (1, 2, 3, 6, 12)
 LONG_WINDOWS = (2, 6, 12)
-SILENCE_WINDOWS = (2, 3, 4, 6, 8, 10, 12, 15, 18)
+SILENCE_WINDOWS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 24)
 CUSTOMER_WINDOWS = (6, 12)
 TREND_WINDOWS = (24, 48, 96)
+NEW_WINDOWS = (24, 48)
 SHORT_WINDOWS = 3
 """Up to here a scale tells whether something odd still goes on."""
 
 MAX_WINDOWS = 12
 _LONG = [ERROR_WINDOWS.index(n) for n in LONG_WINDOWS]
 _LONGEST = [ERROR_WINDOWS.index(n) for n in CUSTOMER_WINDOWS]
-_CUSTOMER, _TREND = CHANNELS.index("customer"), CHANNELS.index("trend")
+_WARNINGS, _CUSTOMER, _TREND = (CHANNELS.index(name) for name in ("warnings", "customer", "trend"))
 LOOK_BACK = MAX_WINDOWS * STEPS_PER_WINDOW
 CUT = np.array([CUTS[name] for name in CHANNELS])
 
@@ -59,11 +61,20 @@ _PLAIN_US = 300_000_000
 """Plain rules look back as long as this, so that ten failures are as many however short windows are."""
 _PLAIN_STEPS = (1, 2, 3, 5, 10, 15, 30, 60)
 _SILENCE_DAYS = 7
-_MIN_EXPECTED = 5
+_MIN_EXPECTED, _MIN_CLUMPS = 10, 5
 _MIN_LEVEL = 10
+_UNKNOWN_DAY = 1 / 3
+"""Of a unit younger than a day it is not known how much less it does at night; as little is expected of it."""
 _SILENCE_SPAN = 3 * SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
 """Steps that silence looks back over: the longest scale, and twice that before."""
 _FLEET_CLUMPS = 20.0
+_PAUSE_BLOCKS = 24
+_PAUSE_STEPS = 7 * 1440
+"""So many steps tell how a unit pauses, however short they are."""
+_PAUSE_ABOUT = 3 * BLOCK_STEPS // 2
+_PAUSES_LEAST, _PAUSES_MOST = 20, 100
+_LONGER = 1.25
+"""A pause is odd if it is so many times longer than any before it."""
 _MIN_SCHEDULED = 20
 _REGULAR_FEW, _REGULAR_MANY = 4, 20
 _LATE_STEPS = 3 * STEPS_PER_WINDOW
@@ -157,11 +168,14 @@ def evaluate(stretches: Sequence[Stretch], width: int, grid: Grid) -> Evaluation
         if repeated.size:
             _templates(out, repeated, counts, sums)
             _groups(out, repeated, sums, width)
-        _trends(out, failing, numbers, fails)
+        _trends(out, _TREND, failing, numbers, fails)
+    _new_templates(out, totals[:, Row.ERRORS] >= 1)
     warns = totals[:, Row.WARNINGS] >= _MIN_WARNINGS
     warned = np.flatnonzero(warns.any(axis=1))
     if warned.size:
         _warnings(out, warned, sums, numbers, warns)
+    warns = totals[:, Row.WARNINGS] >= 2
+    _trends(out, _WARNINGS, np.flatnonzero(warns.any(axis=1)), numbers, warns)
     is_timed = (totals[:, Row.DURATIONS] >= _MIN_DURATIONS) & (numbers[Number.LATENCY_COUNT] > 0)[:, None]
     timed = np.flatnonzero(is_timed.any(axis=1))
     if timed.size:
@@ -373,13 +387,57 @@ def _groups(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None
                 out.ids.append(id)
 
 
-def _trends(out: Evaluation, at: IntArray, numbers: FloatArray, where: BoolArray) -> None:
-    """Errors that grow slowly, against a baseline that is half a day old; what was abrupt is left out.
+def _new_templates(out: Evaluation, where: BoolArray) -> None:
+    """An error never seen for this unit, over hours: of a task that seldom runs, an hour has too few.
+
+    Asked where it came again within two windows; ``where`` says by unit and window where it may have.
+    """
+    width, back = where.shape[1], NEW_WINDOWS[-1] * STEPS_PER_WINDOW
+    for index in np.flatnonzero(where.any(axis=1)).tolist():
+        series, base, low, _ = out.stretches[index]
+        table = series.templates
+        begin = low + 1 - back
+        if not base.is_established or max(table.first.values(), default=-1) < begin:
+            continue
+        alike = series.alike()
+        firsts = {group: _first(series, ids) for group, ids in alike.items()}
+        if all(first < begin for first in firsts.values()):
+            continue
+        learned = series.first + 288 * STEPS_PER_WINDOW
+        since = np.array(sorted(first for first in firsts.values() if first >= learned))
+        n, errors = series.part(begin, low + width)[: Row.WARNINGS]
+        ends = low + 1 + np.arange(width)
+        for id, steps in table.recent(begin, low + width, _MIN_NEW, series.kin):
+            group = series.kin.get(id, id)
+            if firsts[group] < begin or is_remembered(series, alike[group]):
+                continue
+            total = _cumulated(np.stack([n, np.minimum(steps, errors)]))
+            starts = ends - STEPS_PER_WINDOW * np.array(NEW_WINDOWS)[:, None]
+            seen, k = total[:, None, ends - begin] - total[:, starts - begin]
+            is_back = total[1, ends - begin] > total[1, ends - begin - 2 * STEPS_PER_WINDOW]
+            fresh = np.searchsorted(since, starts)
+            expected = seen * (fresh + 0.3) / (base.records + 100)
+            dispersion = 1 / (fresh + 0.3) + base.errors.slow_spread
+            s = _surprise_where((k >= _MIN_NEW) & (firsts[group] >= starts) & is_back, k, expected, dispersion)
+            better = out._keep(1, np.array([index]), NEW_WINDOWS, s[:, None], k[:, None], expected[:, None])[0]
+            if better.any():
+                out.template[index, better] = len(out.ids)
+                out.is_new[index, better] = True
+                out.ids.append(id)
+
+
+def _trends(out: Evaluation, channel: int, at: IntArray, numbers: FloatArray, where: BoolArray) -> None:
+    """Errors, or warnings, that grow slowly, against a baseline that is half a day old; what was abrupt is left out.
 
     Once a window is often enough: it is asked at each whole one's end.
     """
+    row, first, place = (
+        (Row.WARNINGS, Number.WARNINGS, Number.WARNINGS_TREND_RATE)
+        if channel == _WARNINGS
+        else (Row.ERRORS, Number.ERRORS, Number.TREND_RATE)
+    )
     width = where.shape[1]
-    at = at[numbers[Number.TREND_RATE, at] > 0]
+    at = at[numbers[place, at] > 0]
     ending = (np.array([stretch.low + 1 for stretch in out.stretches])[:, None] + np.arange(width)) % STEPS_PER_WINDOW
     where = (where & (ending == 0))[at]
     edges = np.flatnonzero(where.any(axis=0)).tolist()
@@ -387,39 +445,57 @@ def _trends(out: Evaluation, at: IntArray, numbers: FloatArray, where: BoolArray
         return
     back = TREND_WINDOWS[-1] * STEPS_PER_WINDOW
     counts = np.zeros((len(at), 2, back + width))
-    for place, index in enumerate(at.tolist()):
+    for unit, index in enumerate(at.tolist()):
         series, _, low, blank = out.stretches[index]
-        part = series.part(low - back, low + width)[: Row.WARNINGS].astype(np.float64)
+        part = series.part(low - back, low + width)[[Row.RECORDS, row]].astype(np.float64)
         for start, end in blank:
             part[:, max(start - low + back, 0) : max(end - low + back, 0)] = 0
-        counts[place] = part
+        counts[unit] = part
     total = _cumulated(counts)
     ends = np.array([back + 1 + i for i in edges])
     lengths = STEPS_PER_WINDOW * np.array(TREND_WINDOWS)[:, None]
-    n, k = ((total[:, row][:, None, ends] - total[:, row][:, ends - lengths]).transpose(1, 0, 2) for row in (0, 1))
-    rate, doubt = numbers[[Number.TREND_RATE, Number.TREND_DOUBT]][:, None, at, None]
-    by_time, spread = numbers[[Number.ERRORS + 4, Number.ERRORS + 3]][:, None, at, None]
+    n, k = ((total[:, i][:, None, ends] - total[:, i][:, ends - lengths]).transpose(1, 0, 2) for i in (0, 1))
+    rate, doubt = numbers[[place, place + 1]][:, None, at, None]
+    by_time = numbers[first + 4, at][None, :, None]
     expected = rate * np.where(by_time > 0, lengths[:, :, None], n)
     enough = (k >= _MIN_TREND) & (k >= 2 * expected) & where[:, edges]
     s = np.zeros((len(TREND_WINDOWS), len(at), width))
     found = np.zeros((2, *s.shape))
-    s[:, :, edges] = _surprise_where(enough, k, expected, np.broadcast_to(doubt + spread, k.shape))
+    s[:, :, edges] = _surprise_where(enough, k, expected, np.broadcast_to(doubt, k.shape))
+    # Of long stretches there are few, whatever they are of, so they need not be as odd as short ones.
+    s *= CUT[channel] / CUT[_TREND]
     found[0][:, :, edges], found[1][:, :, edges] = k, expected
-    out._keep(_TREND, at, TREND_WINDOWS, s, found[0], found[1])
+    out._keep(channel, at, TREND_WINDOWS, s, found[0], found[1])
 
 
 class Lull(NamedTuple):
-    """What was seen and expected over each silence scale, in clumps; expected is 0 where it cannot be said.
+    """What was seen and expected over each silence scale, in records; expected is 0 where it cannot be said.
 
-    ``usual`` is what would have come had the level before gone on; by it the fleet is measured. All
-    have the shape (units, scales).
+    ``rests_on`` is how many records it is expected by, ``usual`` what would have come had the level
+    before gone on; by it the fleet is measured. ``clump`` says how many come together. ``begins``
+    says that a batch is expected, which begins from nothing. All have the shape (units, scales).
     """
 
     k: FloatArray
     expected: FloatArray
-    doubt: FloatArray
+    rests_on: FloatArray
     usual: FloatArray
     clump: FloatArray
+    begins: BoolArray
+
+
+class Pauses(NamedTuple):
+    """How a unit pauses when nothing is wrong, in records that the hours about a pause would have brought in it.
+
+    Beyond ``least`` a pause of ``x`` is as likely as ``exp(-often - (x - least) / excess)``: an exponential tail,
+    of the longest ``among``. ``longest`` is the longest of all.
+    """
+
+    longest: float
+    least: float
+    excess: float
+    often: float
+    among: int
 
 
 class Habit(NamedTuple):
@@ -484,10 +560,12 @@ def habits(
     values[:, _Habit.IS_USABLE] = is_usable
     steps = low + np.arange(width)
     is_weekend = ((steps - np.arange(_SILENCE_DAYS + 1)[:, None] * day) * grid.step_us // DAY_US + 3) % 7 >= 5
-    alike = usable & (is_weekend[1:] == is_weekend[0])[:, None]
+    same = (is_weekend[1:] == is_weekend[0])[:, None]
+    # One weekend day says little: what is expected on another has come on working days as well.
+    alike = usable & (same | is_weekend[0])
     earlier = total[:, :, None, ends - _LATE_STEPS] - total[:, :, tails - _LATE_STEPS]
     least = np.where(alike, np.minimum(tail, earlier), np.inf).min(axis=1)
-    is_regular = (alike.sum(axis=1) >= np.where(is_weekend[0], 1, 3)) & (least >= _MIN_SCHEDULED)
+    is_regular = (alike.sum(axis=1) >= 3) & (usable & same).any(axis=1) & (least >= _MIN_SCHEDULED)
     values[:, _Habit.LEAST] = np.where(is_regular, least, 0.0)
     return [Habit(low, one) for one in values]
 
@@ -498,13 +576,15 @@ def may_be_silent(watched: Sequence[Watched], known: Sequence[Habit], low: int, 
     For many windows at once: ``known`` are the habits of the block that the windows lie in.
     """
     n = np.zeros((len(watched), _SILENCE_SPAN + width - 1))
+    below = np.zeros(n.shape)
     odd = np.zeros(n.shape[1], np.bool_)
     for index, (series, _, _) in enumerate(watched):
-        series.copy_records(low + 1 - _SILENCE_SPAN, low + width, n[index], odd)
+        series.copy_records(low + 1 - _SILENCE_SPAN, low + width, n[index], odd, below[index])
     lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)[:, None]
     ends = _SILENCE_SPAN + np.arange(width)
-    total = _cumulated(n)
+    total, total_below = _cumulated(n), _cumulated(below)
     tail = total[:, None, ends] - total[:, ends - lengths]
+    tail += total_below[:, None, ends] - total_below[:, ends - lengths]
     before = total[:, ends - lengths] - total[:, ends - 3 * lengths]
     values = np.array([habit.values[:, :, low - habit.low :][:, :, :width] for habit in known]).swapaxes(0, 1)
     usual, least = values[_Habit.USUAL].astype(np.float64), values[_Habit.LEAST]
@@ -529,9 +609,10 @@ def lulls(
     span = _SILENCE_SPAN
     start = step + 1 - span
     n = np.zeros((len(watched), span))
+    below = np.zeros(n.shape)
     odd = np.zeros(n.shape, np.bool_)
     for index, (series, _, _) in enumerate(watched):
-        series.copy_records(start, step + 1, n[index], odd[index])
+        series.copy_records(start, step + 1, n[index], odd[index], below[index])
     live_since = np.array([unit.live_since for unit in watched])
     for begin, end in blind:
         odd[:, max(begin - start, 0) : max(end - start, 0)] = True
@@ -541,8 +622,9 @@ def lulls(
     tails, befores = span - lengths, span - 3 * lengths
     total, odd_total = _cumulated(n), _cumulated(odd)
     # What is already silent must not lower what is expected.
-    clean_total = _cumulated(n * ~odd)
-    tail = total[:, -1:] - total[:, tails]
+    clean_total, total_below = _cumulated(n * ~odd), _cumulated(below)
+    # DEBUG switched on makes nothing expected, but what writes it is not silent.
+    tail = total[:, -1:] - total[:, tails] + total_below[:, -1:] - total_below[:, tails]
     before = total[:, tails] - total[:, befores]
     values = np.array([habit.values[:, :, step - habit.low] for habit in known], np.float64).swapaxes(0, 1)
     usual, usual_before, seen, least = (values[i] for i in (_Habit.USUAL, _Habit.BEFORE, _Habit.SEEN, _Habit.LEAST))
@@ -558,9 +640,9 @@ def lulls(
     by_days = np.where(begins, least, by_days)
     clump = np.where(begins, 1.0, clump)
     is_live = (live_since[:, None] <= step + 1 - 2 * lengths - guard) & (steps >= lengths)
-    expected = np.where(is_live, np.where(is_usable, by_days, level * (level >= _MIN_LEVEL)), 0.0)
+    expected = np.where(is_live, np.where(is_usable, by_days, _UNKNOWN_DAY * level * (level >= _MIN_LEVEL)), 0.0)
     seen = np.where(is_usable, seen, 2 * level)
-    return Lull(tail / clump, expected / clump, 0.01 + clump / (seen + 0.5), normal / clump, clump)
+    return Lull(tail, expected, seen, normal, np.broadcast_to(clump, tail.shape), begins)
 
 
 def _cumulated(values: npt.NDArray[Any]) -> FloatArray:
@@ -574,8 +656,9 @@ def liveliness(seen: Lull) -> tuple[FloatArray, FloatArray]:
 
     A batch of thousands of records must not decide alone whether everything is quiet.
     """
-    weight = np.minimum(1.0, _FLEET_CLUMPS / np.maximum(seen.usual, 1e-9))
-    return np.minimum(seen.k, 2 * seen.usual) * weight, seen.usual * weight
+    k, usual = seen.k / seen.clump, seen.usual / seen.clump
+    weight = np.minimum(1.0, _FLEET_CLUMPS / np.maximum(usual, 1e-9))
+    return np.minimum(k, 2 * usual) * weight, usual * weight
 
 
 def patience(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, int]]) -> int:
@@ -609,21 +692,74 @@ def patience(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, 
     return longest + max(late, longest - int(long.min()))
 
 
-def is_quiet(k: FloatArray, expected: FloatArray) -> BoolArray:
-    """Return where next to nothing came of at least five expected records."""
-    return (expected >= _MIN_EXPECTED) & (k < 0.12 * expected + 0.5)
+def pauses(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, int]]) -> Pauses | None:
+    """Return how a unit paused in the week before the step ``until``, at most; None while it paused too seldom to tell.
+
+    Each pause is measured by the mean rate of the three hours about it, so that a quiet night has no
+    long ones. Source of the tail: the mean excess over a high threshold (peaks over threshold), the
+    shape being 0.
+    """
+    low = max(series.first, until - min(_SILENCE_DAYS * grid.day_steps(), _PAUSE_STEPS))
+    if until - low < _PAUSE_BLOCKS * BLOCK_STEPS:
+        return None
+    n, below = np.zeros(until - low), np.zeros(until - low)
+    odd = np.zeros(until - low, np.bool_)
+    series.copy_records(low, until, n, odd, below)
+    for begin, end in blind:
+        odd[max(begin - low, 0) : max(end - low, 0)] = True
+    clean = ~odd
+    total, steps = _cumulated(n * clean), _cumulated(clean)
+    at = np.arange(until - low)
+    since, through = np.maximum(at - _PAUSE_ABOUT, 0), np.minimum(at + _PAUSE_ABOUT, until - low)
+    rate = (total[through] - total[since]) / np.maximum(steps[through] - steps[since], 1)
+    passed = _cumulated(rate * clean)
+    busy = np.flatnonzero(n + below)
+    first, last = busy[:-1] + 1, busy[1:]
+    is_pause = (last > first) & (steps[last] - steps[first] == last - first)
+    found = np.sort(passed[last[is_pause]] - passed[first[is_pause]])[::-1]
+    count = min(max(len(found) // 10, _PAUSES_LEAST), _PAUSES_MOST)
+    if len(found) <= count:
+        return None
+    least = float(found[count])
+    excess = max(float(found[:count].mean()) - least, 1.0)
+    often = math.log(max(float(passed[-1]) / (count * excess), 1.0))
+    return Pauses(float(found[0]), least, excess, often, count)
 
 
-def silence(seen: Lull, unit: int, fleet: FloatArray) -> tuple[float, int]:
+def is_quiet(seen: Lull) -> BoolArray:
+    """Return where next to nothing came of at least ten expected records."""
+    quiet: BoolArray = (seen.expected >= _MIN_EXPECTED) & (seen.k < 0.12 * seen.expected + 0.5 * seen.clump)
+    return quiet
+
+
+def silence(seen: Lull, unit: int, fleet: FloatArray, past: Pauses | None) -> tuple[float, int]:
     """Return the surprise of one unit's silence and the index of its scale.
 
     ``fleet`` is how lively the others are, 0…1: when everything stops at once, a holiday or the
-    network is the reason, not one task.
+    network is the reason, not one task. What comes independently is told by the unit's own pauses
+    where it has enough of them, by the variance of its windows where it has not.
     """
     k, expected = seen.k[unit], seen.expected[unit] * fleet
-    odd = is_quiet(k, expected)
+    clump, rests_on, begins = seen.clump[unit], seen.rests_on[unit], seen.begins[unit]
+    # In clumps: what so many records more make less likely by a factor of e.
+    # How much less a holiday makes one task do is known by others only, so but roughly.
+    clumps, doubt = expected / clump, 0.01 + clump / (rests_on + 0.5) + 0.2 * (1 - fleet)
+    if past is not None:
+        by_pauses = np.maximum(past.often + (expected - past.least) / past.excess, 0.0)
+        by_pauses *= expected > _LONGER * past.longest
+        clump = np.where(begins, clump, past.excess)
+        clumps = np.where(begins, clumps, by_pauses)
+        doubt += np.where(begins, 0.0, 1 / past.among)
+    # A pause has next to nothing in it: what was in flight when it began.
+    few = 0.12 if past is None else np.where(begins, 0.12, 0.05)
+    odd = (clumps >= _MIN_CLUMPS) & (k < few * expected + 0.5 * clump)
     if not odd.any():
         return 0.0, 0
-    s = np.where(odd, lack(k, np.maximum(expected, 1e-9), seen.doubt[unit]), 0.0)
+    s = np.where(odd, lack(k / clump, np.maximum(clumps, 1e-9), doubt), 0.0)
     best = int(s.argmax())
     return float(s[best]), best
+
+
+def damped(lively: FloatArray) -> FloatArray:
+    """Return how lively a fleet is, without what chance makes of it: from four fifths on it is as lively as ever."""
+    return np.where(lively < 0.6, lively, np.minimum(2 * lively - 0.6, 1.0))

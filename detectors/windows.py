@@ -339,14 +339,17 @@ class Series:
             shift = 2 * _CENTRE * out[Row.DURATION_SUM] - _CENTRE * _CENTRE * out[Row.DURATIONS]
             out[Row.DURATION_SQUARES] += shift
 
-    def copy_records(self, start: int, end: int, n: FloatArray, odd: BoolArray) -> None:
-        """Copy the records at any level in each step of ``[start, end)``, and which steps are odd."""
+    def copy_records(
+        self, start: int, end: int, n: FloatArray, odd: BoolArray, below: FloatArray | None = None
+    ) -> None:
+        """Copy the records in each step of ``[start, end)``, and which steps are odd; to ``below``, those below info."""
         low, high = max(start, self.base), min(end, self.base + self._size)
         if low < high:
             here, there = slice(low - start, high - start), slice(low - self.base, high - self.base)
-            for values in (self._rows[Row.RECORDS], self._rows[Row.ALL]):
-                if values is not None:
-                    n[here] += values[there]
+            for row, out in ((Row.RECORDS, n), (Row.ALL, below)):
+                values = self._rows[row]
+                if values is not None and out is not None:
+                    out[here] = values[there]
             if self.odd:
                 odd[:] = self.odd_part(start, end)
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from detectors.base import BLOCK_STEPS, DAY_US, Count, Judgement
-from detectors.baseline import learn
+from detectors.base import BLOCK_STEPS, CUTS, DAY_US, Count, Judgement
+from detectors.baseline import Baseline, learn
 from detectors.engine import Judge
-from detectors.signals import Stretch, evaluate, patience
+from detectors.signals import Lull, Stretch, damped, evaluate, habits, patience, pauses, silence
 from detectors.windows import Series
 from tests.unit.detectors.traffic import (
     HOUR_US,
@@ -70,9 +70,9 @@ def test_as_many_errors_spread_over_all_customers_are_no_ticket() -> None:
 
 def test_errors_that_grow_for_hours_are_seen_though_no_window_stands_out() -> None:
     history = normal(UNIT, NOW_US - 44 * HOUR_US, NOW_US, seed=3, per_minute=1, errors=0.02)
-    tickets = opened(replay(history + extra(NOW_US - 7 * HOUR_US, NOW_US, 45, seed=3, power=0.5), NOW_US))
-    assert len(tickets) == 1
-    assert "trend" in {finding.feature for finding in tickets[0].findings}
+    changes = replay(history + extra(NOW_US - 7 * HOUR_US, NOW_US, 45, seed=3, power=0.5), NOW_US)
+    assert len(opened(changes)) == 1
+    assert changes[0].incident.findings[0].feature == "trend"
 
 
 def nightly(days: int, *, late_us: int = 0, skips: int | None = None) -> list[Event]:
@@ -187,6 +187,105 @@ def arrivals(minutes: Iterable[float]) -> Series:
 def test_what_comes_at_regular_intervals_is_overdue_once_it_is_later_than_ever(minutes: list[float], most: int) -> None:
     end = round(max(minutes)) + 30
     assert patience(arrivals(minutes), end - end % BLOCK_STEPS + BLOCK_STEPS, grid(), []) == most
+
+
+def by_runs(days: float, seed: int, *, a_day: float = 720, debug_on: bool = False) -> Series:
+    """Return a task whose runs write three records each, and that is busier or calmer every five minutes."""
+    rng = np.random.default_rng(seed)
+    out = Series(0, {})
+    for start in range(0, round(days * 1440), 5):
+        n = rng.poisson(a_day / 288 * rng.gamma(5, 1 / 5))
+        for minute in rng.integers(start, start + 5, n).tolist():
+            out.add(Count(UNIT, 0, "level", "info", 3), minute)
+            if debug_on:
+                out.add(Count(UNIT, 0, "level", "debug", 12), minute)
+    return out
+
+
+def lull(expected: float, base: Baseline) -> Lull:
+    """Return what is known when nothing came of so many expected records."""
+    one = np.full((1, 1), expected)
+    return Lull(0 * one, one, 5 * one, one, np.full((1, 1), base.clump), one < 0)
+
+
+def test_what_comes_alone_is_told_by_pauses_and_missed_sooner_than_its_variance_says() -> None:
+    series = by_runs(4, seed=0)
+    until = 4 * 1440 // BLOCK_STEPS * BLOCK_STEPS
+    [base] = learn([(series, until)], grid())
+    past = pauses(series, until, grid(), [])
+    assert past is not None
+    assert past.excess < 1.3 * 3 < 0.9 * base.clump
+    seen = lull(50, base)  # 17 runs
+    alone = np.ones(1)
+    assert silence(seen, 0, alone, None)[0] < CUTS["silence"] <= silence(seen, 0, alone, past)[0]
+    # Nor does a fleet that is a little calmer, as it often is by chance, excuse it.
+    assert silence(seen, 0, damped(np.full(1, 0.85)), past) == silence(seen, 0, alone, past)
+    assert silence(seen, 0, damped(np.full(1, 0.4)), past)[0] < CUTS["silence"]
+
+
+def test_a_pause_hardly_longer_than_those_before_is_no_silence() -> None:
+    series = by_runs(4, seed=1)
+    until = 3 * 1440
+    before = pauses(series, until, grid(), [])
+    for minute in range(until - 300, until - 240):  # an hour in which nothing came
+        for values in series._rows:
+            if values is not None:
+                values[minute - series.base] = 0
+    after = pauses(series, until, grid(), [])
+    assert before is not None
+    assert after is not None
+    assert after.longest > 1.5 * before.longest
+    [base] = learn([(series, until)], grid())
+    seen, alone = lull(1.2 * after.longest, base), np.ones(1)
+    assert silence(seen, 0, alone, before)[0] > 0 == silence(seen, 0, alone, after)[0]
+
+
+def test_debug_switched_on_makes_nothing_expected() -> None:
+    plain, wordy = (by_runs(3, seed=2, debug_on=on) for on in (False, True))
+    low = 3 * 1440 - BLOCK_STEPS
+    usual = [
+        habits([(s, learn([(s, low)], grid())[0])], low, BLOCK_STEPS, grid(), [])[0].values for s in (plain, wordy)
+    ]
+    np.testing.assert_array_equal(*usual)
+    assert pauses(plain, low, grid(), []) == pauses(wordy, low, grid(), [])
+
+
+def test_a_batch_of_one_saturday_is_not_expected_on_sunday() -> None:
+    saturday = 2 * 1440  # 1970 began on a Thursday
+    series = arrivals(i for day in range(3) for i in range(1440 * day, 1440 * day + 60))
+    for minute in range(saturday + 600, saturday + 620):
+        series.add(Count(UNIT, 0, "level", "info", 10), minute)
+    low = saturday + 1440 + 600
+    [habit] = habits([(series, learn([(series, low)], grid())[0])], low, BLOCK_STEPS, grid(), [])
+    assert habit.values[2].max() >= 200  # it was seen
+    assert habit.values[4].max() == 0
+
+
+def stretch_of(events: list[Event], window_us: int) -> Stretch:
+    """Return the window that ends at a moment, as of the hour before it."""
+    series = Series(min(e.time_us for e in events) // MINUTE_US, {})
+    for count in counts(events, MINUTE_US):
+        series.add(count, count.step_us // MINUTE_US)
+    low = window_us // MINUTE_US - 1
+    return Stretch(series, learn([(series, low - low % BLOCK_STEPS)], grid())[0], low)
+
+
+def test_warnings_that_triple_for_hours_are_seen_though_no_hour_stands_out() -> None:
+    begin = NOW_US - 4 * HOUR_US
+    usual = normal(UNIT, NOW_US - 60 * HOUR_US, NOW_US, seed=3, per_minute=1, warnings=0.015)
+    some, many = (normal(UNIT, begin, NOW_US, seed=5, per_minute=n, warnings=1, errors=0) for n in (0.005, 0.05))
+    found = evaluate([stretch_of(usual + more, NOW_US) for more in (some, many)], 1, grid())
+    assert found.surprise[2, 0, 0] < CUTS["warnings"] <= found.surprise[2, 1, 0]
+    assert found.windows[2, 1, 0] > 12
+
+
+@pytest.mark.parametrize(("template", "is_odd"), [("never-seen", True), (f"{UNIT}-known-1", False)])
+def test_an_error_never_seen_of_a_task_that_seldom_runs_counts_over_hours(template: str, is_odd: bool) -> None:
+    events = normal(UNIT, NOW_US - 60 * HOUR_US, NOW_US, seed=4, per_minute=0.3, errors=0.03)
+    hits = burst(UNIT, NOW_US - 221 * MINUTE_US, n=5, minutes=275, template=template)
+    found = evaluate([stretch_of(events + hits, NOW_US)], 1, grid())
+    assert (found.surprise[1, 0, 0] >= CUTS["template"]) == is_odd
+    assert bool(found.is_new[0, 0]) == is_odd
 
 
 def test_an_hourly_task_that_does_not_come_is_missed() -> None:
