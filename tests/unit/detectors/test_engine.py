@@ -106,8 +106,8 @@ def test_a_known_error_with_a_new_name_is_not_new() -> None:
 
 def test_a_ticket_resolves_when_the_task_is_normal_again_and_reopens_when_it_comes_back() -> None:
     begin = NOW_US + 5 * MINUTE_US
-    events = history(1.2) + live(150) + burst(TASKS[0], begin) + burst(TASKS[0], begin + 60 * MINUTE_US)
-    changes = replay(events, NOW_US + 150 * MINUTE_US)
+    events = history(1.2) + live(160) + burst(TASKS[0], begin) + burst(TASKS[0], begin + 60 * MINUTE_US)
+    changes = replay(events, NOW_US + 160 * MINUTE_US)
     assert len(opened(changes)) == 1
     kinds = [c.kind for c in changes if c.kind is not ChangeKind.UPDATED]
     assert kinds == [ChangeKind.OPENED, ChangeKind.RESOLVED, ChangeKind.REOPENED, ChangeKind.RESOLVED]
