@@ -103,7 +103,7 @@ class Finding(NamedTuple):
     expected: float
     strength: float
     scale_us: int  # length of time over which it was counted
-    name: str = ""  # of whom, for customer and host; what made it up, for joint
+    name: str = ""  # of whom, for customer and host; what made it up, for joint; the day of the pin, for trend
 
 
 class TemplateCount(NamedTuple):

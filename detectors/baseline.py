@@ -33,6 +33,7 @@ _LEARNING_MOST = 3 * 288
 """A task that works once a night has few windows, but after three of them a habit."""
 _YOUNG_BLOCKS = 4
 _LEAST_DURATIONS = 30
+_BY_TIME = 0.3
 _PADDED = 32
 """Histories are filled up to a multiple of so many blocks, with nothing, so that many can be summed at once."""
 _ESTABLISHED_WINDOWS = 288  # a day of five-minute windows
@@ -64,7 +65,41 @@ class Number(IntEnum):
     TREND_DOUBT = 16  # with the over-dispersion of blocks
     WARNINGS_TREND_RATE = 17
     WARNINGS_TREND_DOUBT = 18
-    END = 19
+    TREND_PINNED = 19  # the step in which the rate of errors was pinned; 0 if it is just that of half a day ago
+    END = 20
+
+
+class Pin(NamedTuple):
+    """A unit's rate of errors as it once was, which stays until a person moves it, so that no ramp becomes normal.
+
+    ``rate`` is per record, or per step where ``by_time`` (see ``Rate``), ``doubt`` is 1/r and the over-dispersion of
+    blocks; ``at`` is the step in which it was pinned. ``accepted`` is the step from which on a person called
+    everything normal, 0 if nobody did.
+    """
+
+    rate: float
+    doubt: float
+    by_time: bool
+    at: int
+    accepted: int = 0
+
+    def hold(self, base: Baseline) -> None:
+        """Let trends be measured against this, where it is lower than what was usual half a day ago."""
+        numbers = base.numbers
+        if self.by_time == (base.errors.by_time > 0) and self.rate < numbers[Number.TREND_RATE]:
+            numbers[Number.TREND_RATE], numbers[Number.TREND_DOUBT] = self.rate, self.doubt
+            numbers[Number.TREND_PINNED] = self.at
+
+
+def pin(series: Series, until: int, accepted: int = 0) -> Pin:
+    """Return the rate of errors in everything clean before the step ``until``, the edge of a window."""
+    [(_, rows)] = clean_sums([(series, until)])
+    errors, records, steps = rows[:, [Sum.ERRORS, Sum.RECORDS, Sum.STEPS]].sum(axis=0).tolist()
+    by_time = errors > _BY_TIME * records
+    events = errors + 0.7
+    rate = events / ((steps if by_time else records) + 60)
+    spread = _slow_spread(rows[None], np.ones(len(rows)), Sum.ERRORS, np.array([rate]), np.array([by_time]))
+    return Pin(rate, 1 / events + float(spread[0]), by_time, until, accepted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +229,7 @@ def _rates(
     events, records, steps = total[:, kind], total[:, Sum.RECORDS], total[:, Sum.STEPS]
     # Where most records are of this kind, as in programs that log only errors, their number says
     # nothing about how much was done, so time is the exposure.
-    by_time = events > 0.3 * records
+    by_time = events > _BY_TIME * records
     p = (events + 0.7) / (np.where(by_time, steps, records) + 60)
     of_hour = np.where(by_time, hour[:, Sum.STEPS], hour[:, Sum.RECORDS])
     p_hour = np.maximum(p, (hour[:, kind] + 150 * p) / (of_hour + 150))

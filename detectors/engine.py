@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -34,7 +35,7 @@ from detectors.base import (
     Judgement,
     TemplateCount,
 )
-from detectors.baseline import Baseline, learn
+from detectors.baseline import Baseline, Number, Pin, learn, pin
 from detectors.calibrate import Budgets
 from detectors.forest import Forest
 from detectors.incidents import Change, Facts, Incidents
@@ -93,6 +94,8 @@ _FIT_SKIP_DAYS = 0.25
 """A unit's first windows were judged by a young baseline: they look odder than they are."""
 _FIT_LEAST_DAYS = 0.5
 _REFIT_HOURS = 24
+_PIN_DAYS = 3
+"""A unit's rate of errors is pinned once it is known for so long."""
 _REMEMBER_DAYS = 14
 """So long a template is known after it came last."""
 _REMEMBERED = 200
@@ -119,6 +122,7 @@ class _Unit:
     patience: tuple[int, int] | None = None  # as of the step, in steps; 0 for a unit without regular intervals
     pauses: tuple[int, Pauses | None] | None = None  # as of the step
     newest_mark: int = -1
+    pin: Pin | None = None
     calm: set[int] = field(default_factory=set)  # windows ahead that are known to be nothing; see ``Judge.expect``
     lively: set[int] = field(default_factory=set)  # windows ahead that are known to be no silence
 
@@ -130,11 +134,19 @@ class _Unit:
 
     def keep(self, base: Baseline) -> None:
         """Keep a baseline, in place of the oldest of its sort."""
+        if self.pin is not None:
+            self.pin.hold(base)
         is_block = base.until % BLOCK_STEPS == 0
         alike = [other for other in self.bases if (other % BLOCK_STEPS == 0) == is_block]
         if len(alike) > is_block:
             del self.bases[min(alike)]
         self.bases[base.until] = base
+
+    def begin_anew(self, step: int) -> None:
+        """Let nothing before a step teach anything any more."""
+        if step > self.series.first:
+            self.series.mark(self.series.first, step, 1)
+        self.change(0)
 
     def change(self, step: int) -> None:
         """Say that something changed from ``step`` on."""
@@ -209,7 +221,12 @@ class Judge:
         self._learning: dict[str, tuple[bool, int]] = {}
         if "learning" in memory:
             self._learning = {name: (state, since) for name, (state, since) in json.loads(memory["learning"]).items()}
-        self._has_learned = False
+        self._has_learned = self._has_pinned = False
+        self._pins: dict[str, Pin] = {}
+        if "pins" in memory:
+            held = json.loads(memory["pins"])
+            if held["step_us"] == grid.step_us:  # else they are pinned anew
+                self._pins = {name: Pin(*one) for name, one in held["units"].items()}
         self._templates = Merging(memory.get("templates"))
         if "marks" in memory:
             kept = json.loads(memory["marks"])
@@ -249,6 +266,11 @@ class Judge:
                 for step, mark in marks.items():
                     self._set_mark(unit, step, mark)
         self._kept = {}
+        for name, held in self._pins.items():
+            if (unit := self._units.get(name)) is not None:
+                unit.pin = held
+                unit.begin_anew(held.accepted)
+        self._pins = {}
 
     def blind(self, start_us: int, end_us: int) -> None:
         """Say that nothing could arrive meanwhile, so that it is not taken for silence."""
@@ -256,6 +278,26 @@ class Judge:
         for unit in self._units.values():
             unit.habit = unit.patience = unit.pauses = None
         self._is_changed = True
+
+    def accept(self, name: str, cutoff_us: int) -> Pin | None:
+        """Take all that a unit did in the last day for normal, because a person says so; None if it is not known.
+
+        It is learned anew from that day alone, whatever was odd in it, and its pin moves there.
+        """
+        if self._kept or self._pins:
+            self._remember()
+        unit = self._units.get(name)
+        if unit is None:
+            return None
+        until = self.grid.due_through(cutoff_us) + 1
+        until -= until % STEPS_PER_WINDOW
+        accepted = max(until - self.grid.day_steps(), unit.series.first)
+        for step in [step for step in unit.marks if step >= accepted]:
+            self._set_mark(unit, step, None)
+        unit.begin_anew(accepted)
+        unit.pin = pin(unit.series, until, accepted)
+        self._is_changed = self._has_pinned = True
+        return unit.pin
 
     def is_idle(self, cutoff_us: int) -> bool:
         """Return whether no window is due at this tick."""
@@ -280,6 +322,10 @@ class Judge:
         if self._has_learned:
             out["learning"] = json.dumps(dict(sorted(self._learning.items())), separators=(",", ":")).encode()
             self._has_learned = False
+        if self._has_pinned:
+            pins = {name: unit.pin for name, unit in sorted(self._units.items()) if unit.pin is not None}
+            out["pins"] = json.dumps({"step_us": self.grid.step_us, "units": pins}, separators=(",", ":")).encode()
+            self._has_pinned = False
         if self._forest is not self._saved_forest and self._forest is not None:
             out["forest"] = self._forest.encode()
             self._saved_forest = self._forest
@@ -349,7 +395,7 @@ class Judge:
         ``texts`` has the text of each fingerprint counted in this tick for the first time; one without
         is a template of its own. ``judged`` counts the windows.
         """
-        if self._kept:
+        if self._kept or self._pins:
             self._remember()
         self._fit()
         self._trim(cutoff_us)
@@ -399,7 +445,7 @@ class Judge:
         is_aligned = grid.step_us % TICK_US == 0 == grid.grace_us % grid.step_us == _HOUR_US % grid.step_us
         if not ticks or self._previous_us is None or not is_aligned:
             return left
-        if self._kept:
+        if self._kept or self._pins:
             self._remember()
         self._fit()
         before = grid.due_through(self._previous_us)
@@ -511,7 +557,12 @@ class Judge:
         self._day = day
         before = self.horizon_us(cutoff_us) // self.grid.step_us
         self._blind = [(start, end) for start, end in self._blind if end > before]
+        today = day * DAY_US // self.grid.step_us
+        today -= today % BLOCK_STEPS
         for name, unit in list(self._units.items()):
+            if unit.pin is None and today - unit.series.first >= self.grid.day_steps(_PIN_DAYS):
+                unit.pin = pin(unit.series, today)
+                self._has_pinned = True
             for step in [step for step in unit.marks if step < before]:
                 self._set_mark(unit, step, None)
             unit.bases.clear()
@@ -526,6 +577,7 @@ class Judge:
             if unit.series.trim(before):
                 del self._units[name]
                 self._has_learned |= self._learning.pop(name, None) is not None
+                self._has_pinned |= unit.pin is not None
                 self._is_changed = True
         tables = [unit.series.templates for unit in self._units.values()]
         self._templates.keep({id for table in tables for ids in (table.first, table.forgotten) for id in ids})
@@ -731,10 +783,13 @@ class Judge:
             # Buckets are 24 a decade of nanoseconds.
             observed, expected = (10 ** (value / 24) / 1e6 for value in (observed, expected))
             unit = "ms"
+        name = ""
+        pinned = int(found.stretches[at[0]].base.numbers[Number.TREND_PINNED]) if channel == _TREND else 0
+        if pinned:
+            name = f"{datetime.fromtimestamp(pinned * self.grid.step_us / 1e6, UTC):%Y-%m-%d}"
         if feature == "template" and found.is_new[at]:
             feature = "new_template"
         strength = float(found.surprise[channel, *at] / cut)
-        name = ""
         if channel == _CUSTOMER:
             feature, _, name = found.ids[int(found.group[at])].partition(":")
         return Finding(feature, unit, observed, expected, strength, windows * self.grid.window_us, name)

@@ -182,7 +182,8 @@ def sentence(finding: Finding) -> str:
         case "host":
             return f"{seen} errors on {finding.name} in {over}, {usual} expected on this host"
         case "trend":
-            return f"{seen} errors in {over}, {usual} expected by the days before"
+            by = f"the baseline pinned on {finding.name}" if finding.name else "the days before"
+            return f"{seen} errors in {over}, {usual} expected by {by}"
         case "warnings":
             return f"{seen} warnings in {over}, {usual} expected"
         case "latency":

@@ -57,10 +57,12 @@ app = typer.Typer(
     help=HELP, epilog=EPILOG, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
 tickets_app = typer.Typer(help="Tickets that anomalies became.", no_args_is_help=True)
+tasks_app = typer.Typer()
 keys_app = typer.Typer(help="Keys of the service; works on the data directory, running or not.", no_args_is_help=True)
 deadletters_app = typer.Typer(help="Records that were accepted but the store will never take.", no_args_is_help=True)
 journal_app = typer.Typer(help="The journal of accepted records.", no_args_is_help=True)
 app.add_typer(tickets_app, name="tickets")
+app.add_typer(tasks_app, name="tasks")
 app.add_typer(keys_app, name="keys")
 app.add_typer(deadletters_app, name="deadletters")
 app.add_typer(journal_app, name="journal")
@@ -277,8 +279,9 @@ def tail(
                     out.print(terminal.record_line(record), soft_wrap=True)
 
 
-@app.command()
+@tasks_app.callback(invoke_without_command=True)
 def tasks(
+    context: typer.Context,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many to show.")] = 100,
     url: UrlOption = None,
     output: OutputOption = Output.TEXT,
@@ -287,14 +290,45 @@ def tasks(
 
     A task is learning until it has a few hours of history; until then plain rules alone open tickets for it.
 
-    Examples: `logsvc tasks` · `logsvc tasks -o json`
+    Examples: `logsvc tasks` · `logsvc tasks -o json` · `logsvc tasks accept billing.charge`
     """
+    if context.invoked_subcommand is not None:
+        return
     with _explained():
         body = Client(url).get("/api/v1/tasks", limit=limit)
         if output is Output.JSON:
             _print_json(body)
         else:
             terminal.console().print(terminal.tasks_view(body))
+
+
+@tasks_app.command("accept")
+def tasks_accept(
+    name: Annotated[str, typer.Argument(help="Name of the task.", show_default=False)],
+    service: Annotated[
+        bool, typer.Option("--service", help="It is a service's, for what it does without a task.")
+    ] = False,
+    url: UrlOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Take all that a task did since yesterday for normal, and forget what was usual before.
+
+    For what changed for good: a release with other errors, a task that runs half as often. Its tickets resolve by
+    themselves soon after, and growth is measured against that day from then on. The key needs the scope `respond`.
+
+    Example: `logsvc tasks accept billing.charge`
+    """
+    with _explained():
+        body = Client(url).post("/api/v1/tasks/accept", **{"service" if service else "task": name})
+        if output is Output.JSON:
+            _print_json(body)
+        else:
+            since = terminal.moment(body["accepted_since"])
+            terminal.console().print(
+                f"What {terminal.clean(name)} does since {since} UTC is normal: {body['errors']:g} errors a {body['per']}.",
+                highlight=False,
+                markup=False,
+            )
 
 
 @app.command()

@@ -330,6 +330,7 @@ class Service:
             store=store,
             state=state,
             keys=keys,
+            detection=detection,
             ledger=ledger,
             telemetry=telemetry,
             clock=system_clock,

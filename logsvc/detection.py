@@ -22,10 +22,12 @@ from __future__ import annotations
 import itertools
 import math
 import multiprocessing
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -47,6 +49,7 @@ from detectors.base import (
     Judgement,
     score_of,
 )
+from detectors.baseline import Pin
 from detectors.calibrate import Budgets
 from detectors.explain import error_line, names, sentence, shared, title
 from detectors.incidents import Change, ChangeKind, Facts, Incident, Incidents
@@ -54,7 +57,7 @@ from detectors.runs import CUT as ODD_RUN_CUT
 from detectors.runs import odd_runs
 from detectors.templates import MAX_TEXTS, Merging
 from logsvc.backtest import History
-from logsvc.errors import BadInput, LogsvcError, QueryTooExpensive, StoreUnavailable
+from logsvc.errors import BadInput, LogsvcError, NotFound, QueryTooExpensive, StoreUnavailable
 from logsvc.names import SHADOW_TENANT
 from logsvc.query import And, Exists, Node, Not, Or, Range, Term, parse
 from logsvc.records import flatten
@@ -88,7 +91,7 @@ _DIMENSIONS = frozenset(
         Dimension.VERSION_ERROR,
     }
 )
-_HOUR_US, _DAY_US = 3_600_000_000, 86_400_000_000
+_MINUTE_US, _HOUR_US, _DAY_US = 60_000_000, 3_600_000_000, 86_400_000_000
 _BLIND_AFTER_US = 60_000_000  # without any progress
 _LATE_AFTER_US = 300_000_000  # with progress: a backlog, such as days of history at once, is no fault yet
 _WAIT_S = 2.0
@@ -135,6 +138,29 @@ class DetectionState(Protocol):
     ) -> None: ...
 
 
+class PinnedUnit(TypedDict):
+    """What the slow growth of a unit's errors is measured against: ``errors`` ``per`` record, or per minute.
+
+    ``accepted_since`` is the moment from which on a person called all of it normal, if one did.
+    """
+
+    task: str | None
+    service: str | None
+    pinned_at: str
+    errors: float
+    per: str
+    accepted_since: str | None
+
+
+class _Asked:
+    """What a person wants of detection."""
+
+    def __init__(self, tenant: str, unit: str) -> None:
+        self.tenant = tenant
+        self.unit = unit
+        self.answer: Future[PinnedUnit] = Future()
+
+
 class WorkerGone(LogsvcError):
     """The process that judges ended or does not answer; a new one takes over."""
 
@@ -171,6 +197,7 @@ class Detection:
         self._worker = _Worker()
         self._sessions: dict[str, _Session] = {}
         self._forgotten: set[str] = set()
+        self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="detection", daemon=True)
         self._woken = threading.Event()
         self._closing = threading.Event()
@@ -204,6 +231,21 @@ class Detection:
     def wake(self) -> None:
         """Look at the clock now rather than at the next tick."""
         self._woken.set()
+
+    def accept(self, tenant: str, unit: str, timeout_s: float = 30.0) -> PinnedUnit:
+        """Take all that a unit (``task:NAME`` or ``service:NAME``) did in the last day for normal; kept on return.
+
+        Raises:
+            NotFound: If the unit is not watched.
+            StoreUnavailable: If detection does not come to it in time; it may yet do so.
+        """
+        asked = _Asked(tenant, unit)
+        self._asked.put(asked)
+        self.wake()
+        try:
+            return asked.answer.result(timeout_s)
+        except TimeoutError:
+            raise StoreUnavailable("detection is busy or behind; `logsvc tasks` shows whether it was done") from None
 
     def forget(self, tenant: str) -> None:
         """Begin anew with a tenant at the next turn, as if it had just come; its state is the caller's to remove."""
@@ -260,6 +302,8 @@ class Detection:
         """Judge every tenant through the last tick before which all is searchable."""
         while self._forgotten:
             self._sessions.pop(self._forgotten.pop(), None)
+        while self._done_us is not None and not self._asked.empty():
+            self._answer(self._asked.get())
         now_us = self._clock()
         now_tick = now_us // TICK_US * TICK_US
         if self._done_us is not None and now_tick <= self._done_us:
@@ -286,6 +330,21 @@ class Detection:
             self._note_sight(tenants, target)
         elif now_us - target >= _LATE_AFTER_US:
             self._note_blind()
+
+    def _answer(self, asked: _Asked) -> None:
+        session = self._sessions.get(asked.tenant)
+        try:
+            held, memory = self._worker.accept(asked.tenant, asked.unit, session.cursor_us) if session else (None, {})
+            if session is None or held is None:
+                raise NotFound(f"{asked.unit.partition(':')[2]!r} is not watched; `logsvc tasks` lists what is")
+            blobs: dict[str, Blob | None] = {key: Blob(_MEMORY_VERSION, value) for key, value in memory.items()}
+            self._state.commit_tick(asked.tenant, session.cursor_us, now_us=self._clock(), blobs=blobs)
+            asked.answer.set_result(_pinned(asked.unit, held, self._grid.step_us))
+        except NotFound as exc:
+            asked.answer.set_exception(exc)
+        except BaseException as exc:
+            asked.answer.set_exception(StoreUnavailable(f"detection failed, try again: {exc}"))
+            raise
 
     def _catch_up(self, tenant: str, target_us: int) -> None:
         session = self._sessions.get(tenant)
@@ -752,6 +811,11 @@ class _Worker:
         """Say that nothing could arrive meanwhile."""
         self._ask("blind", tenant, start_us, end_us)
 
+    def accept(self, tenant: str, unit: str, cutoff_us: int) -> tuple[Pin | None, dict[str, bytes]]:
+        """Take a unit's last day for normal; return its new pin, None if it is not known, and what must be kept."""
+        answer: tuple[Pin | None, dict[str, bytes]] = self._ask("accept", tenant, unit, cutoff_us)
+        return answer
+
     def advance(
         self, tenant: str, counts: list[Count], cutoff_us: int, texts: Mapping[str, str]
     ) -> tuple[list[Judgement], dict[str, bytes], str, int]:
@@ -832,6 +896,9 @@ def work(pipe: Connection) -> None:
                     judges[tenant].budgets.add(*arguments)
                 case "blind":
                     judges[tenant].blind(*arguments)
+                case "accept":
+                    unit, before_us = arguments
+                    answer = judges[tenant].accept(unit, before_us), judges[tenant].memory()
                 case "advance":
                     counts, cutoff_us, texts = arguments
                     judge = judges[tenant]
@@ -854,12 +921,16 @@ def work(pipe: Connection) -> None:
 
 
 class WatchedUnit(TypedDict):
-    """A task, or what a service does without one, and whether it is ``learning`` or ``watched``, since when."""
+    """A task, or what a service does without one, and whether it is ``learning`` or ``watched``, since when.
+
+    ``pinned`` is what slow growth is measured against, None in the first days.
+    """
 
     task: str | None
     service: str | None
     state: str
     since: str
+    pinned: PinnedUnit | None
 
 
 def watched_units(blobs: Mapping[str, Blob]) -> list[WatchedUnit]:
@@ -867,6 +938,10 @@ def watched_units(blobs: Mapping[str, Blob]) -> list[WatchedUnit]:
     kept = blobs.get("learning")
     if kept is None or kept.version != _MEMORY_VERSION:
         return []
+    pins: dict[str, PinnedUnit] = {}
+    if (held := blobs.get("pins")) is not None and held.version == _MEMORY_VERSION:
+        of = msgspec.json.decode(held.value)
+        pins = {unit: _pinned(unit, Pin(*pin), of["step_us"]) for unit, pin in of["units"].items()}
     found: list[WatchedUnit] = []
     for unit, (is_learning, since_us) in msgspec.json.decode(kept.value).items():
         kind, _, name = unit.partition(":")
@@ -876,9 +951,22 @@ def watched_units(blobs: Mapping[str, Blob]) -> list[WatchedUnit]:
                 "service": name if kind == "service" else None,
                 "state": "learning" if is_learning else "watched",
                 "since": format_us(since_us),
+                "pinned": pins.get(unit),
             }
         )
     return sorted(found, key=lambda one: (one["state"], one["task"] or "", one["service"] or ""))
+
+
+def _pinned(unit: str, pin: Pin, step_us: int) -> PinnedUnit:
+    kind, _, name = unit.partition(":")
+    return {
+        "task": name if kind == "task" else None,
+        "service": name if kind == "service" else None,
+        "pinned_at": format_us(pin.at * step_us),
+        "errors": float(f"{pin.rate * (_MINUTE_US / step_us if pin.by_time else 1):.3g}"),
+        "per": "minute" if pin.by_time else "record",
+        "accepted_since": format_us(pin.accepted * step_us) if pin.accepted else None,
+    }
 
 
 # Backtest ------------------------------------------------------------------------------------------------------------

@@ -248,6 +248,8 @@ def tasks_view(answer: Mapping[str, Any]) -> Group:
             clean(one["task"] or f"{one['service']} (no task)"),
             Text(one["state"], style="yellow" if one["state"] == "learning" else "green"),
             moment(one["since"]),
+            f"{one['pinned']['errors']:g} a {one['pinned']['per']}" if one.get("pinned") else "",
+            moment(one["pinned"]["pinned_at"]) if one.get("pinned") else "",
         )
         for one in answer["tasks"]
     ]
@@ -255,7 +257,10 @@ def tasks_view(answer: Mapping[str, Any]) -> Group:
     if more := answer["total"] - len(rows):
         about += f"; {more:,} more, --limit shows them"
     hint = "While a task is learning, plain rules alone open tickets for it." if answer["learning"] else ""
-    return Group(table(None, ("Task", "State", "Since (UTC)"), rows), Text(f"{about}. {hint}".rstrip(), style="dim"))
+    return Group(
+        table(None, ("Task", "State", "Since (UTC)", "Errors", "Pinned (UTC)"), rows),
+        Text(f"{about}. {hint}".rstrip(), style="dim"),
+    )
 
 
 def measures_view(measures: Any, no_forest: Any, grace_s: float) -> Iterator[str | _Table]:

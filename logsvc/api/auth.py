@@ -48,6 +48,7 @@ class Needs:
 
 Anyone = Annotated[Principal, Depends(authenticate)]
 Reader = Annotated[Principal, Depends(Needs(Scope.READ))]
+Responder = Annotated[Principal, Depends(Needs(Scope.RESPOND))]
 Admin = Annotated[Principal, Depends(Needs(Scope.ADMIN))]
 Sender = Annotated[Principal, Depends(Needs(Scope.INGEST))]
 

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from logsvc.detection import Detection
 from logsvc.errors import StoreUnavailable
 from logsvc.indexer import Indexer, IndexerState
 from logsvc.ingest import Ingest
@@ -41,6 +42,7 @@ class Services:
     store: Store
     state: State
     keys: Keys
+    detection: Detection
     ledger: Ledger
     telemetry: Telemetry
     clock: Clock

@@ -139,8 +139,19 @@ def test_a_burst_becomes_one_ticket_that_says_what_broke(
         assert msgspec.json.decode(lines[0])["data"]["id"] == ticket["id"]
         assert {delivery["channel"] for delivery in ticket["deliveries"]} == {"file", "webhook"}
 
+        as_reader = {"LOGSVC_URL": service.url, "LOGSVC_API_KEY": service.make_key("read")}
+        assert "respond" in service.run("tasks", "accept", "reports.build", check=False, **as_reader).stderr
+        as_me = {"LOGSVC_URL": service.url, "LOGSVC_API_KEY": key}
+        assert "not watched" in service.run("tasks", "accept", "reports.bild", check=False, **as_me).stderr
+        said = service.run("tasks", "accept", "reports.build", **as_me).stdout
+        assert "is normal" in said
+
         service.kill()
         service.start()
         assert [t["id"] for t in service.get("/tickets")["tickets"]] == [ticket["id"]]
+        pinned = {one["task"]: one["pinned"] for one in service.get("/tasks")["tasks"]}
+        assert pinned["reports.build"]["accepted_since"] is not None
+        assert f"{pinned['reports.build']['errors']:g} errors a record" in said
+        assert pinned["email.send"] is None  # not known for three days
     finally:
         service.close()
