@@ -80,6 +80,8 @@ _SERIES_STEPS = 12 * STEPS_PER_WINDOW
 _LOOK_BACK = 18 * STEPS_PER_WINDOW
 _FUTURE_US = 25 * 3_600_000_000
 _FEW_ERRORS = 3
+_AHEAD_TICKS = 20
+"""In so many ticks the baselines of a coming block are learned; there are 24 before a block of the usual window is due."""
 _QUIET_STEPS = 2 * STEPS_PER_WINDOW
 _QUIET_RECORDS = 2
 _SCHEDULE_DAYS = 4
@@ -152,8 +154,9 @@ class _Unit:
         """Say that something changed from ``step`` on."""
         self.calm.clear()
         self.lively.clear()
-        for until in [until for until in self.bases if step < until]:
-            del self.bases[until]
+        for until in tuple(self.bases):
+            if step < until:
+                del self.bases[until]
         if self.habit is not None and step < self.habit.low:
             self.habit = None
         if self.patience is not None and step < self.patience[0]:
@@ -357,13 +360,13 @@ class Judge:
             return
         if block != self._coming[0]:
             self._coming = block, [unit for unit in self._units.values() if unit.series.last >= block - _LOOK_BACK]
-        some = self._coming[1][-_BATCH_UNITS:]
-        del self._coming[1][-_BATCH_UNITS:]
+        count = -(-len(self._units) // _AHEAD_TICKS)
+        some = self._coming[1][-count:]
+        del self._coming[1][-count:]
         _know(((unit, block) for unit in some), self.grid)
         for unit in some:
-            series = unit.series
-            if series.part(block - LOOK_BACK, block)[Row.ERRORS].sum() >= _FEW_ERRORS:
-                series.templates.remember(block // BLOCK_STEPS, unit.bases[block], series.odd)
+            if unit.series.errors_in(block - LOOK_BACK, block) >= _FEW_ERRORS:
+                unit.series.templates.remember(block // BLOCK_STEPS - 1, unit.bases[block], unit.series.odd)
 
     def _fit(self) -> None:
         """Fit the forest, if that is due.
@@ -524,9 +527,10 @@ class Judge:
         oldest = self.horizon_us(cutoff_us) // grid.step_us
         newest = (cutoff_us + _FUTURE_US) // grid.step_us
         on_time = (cutoff_us - TICK_US - grid.grace_us) // grid.step_us - 1
+        step_us = grid.step_us
         touched: dict[str, set[int]] = {}
         for count in delta:
-            step = count[1] // grid.step_us
+            step = count[1] // step_us
             if not oldest <= step <= newest:
                 continue
             unit = self._units.get(count[0])

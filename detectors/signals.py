@@ -45,6 +45,7 @@ SHORT_WINDOWS = 3
 """Up to here a scale tells whether something odd still goes on."""
 
 MAX_WINDOWS = 12
+_LOOKED_AT = Row.DURATION_SUM + 1
 _LONG = [ERROR_WINDOWS.index(n) for n in LONG_WINDOWS]
 _LONGEST = [ERROR_WINDOWS.index(n) for n in CUSTOMER_WINDOWS]
 _WARNINGS, _CUSTOMER, _TREND = (CHANNELS.index(name) for name in ("warnings", "customer", "trend"))
@@ -149,7 +150,7 @@ def evaluate(stretches: Sequence[Stretch], width: int, grid: Grid) -> Evaluation
         is_new=np.zeros(shape[1:], np.bool_),
         group=np.full(shape[1:], -1, np.int64),
     )
-    counts = np.zeros((shape[1], len(Row), LOOK_BACK + width), np.int64)
+    counts = np.zeros((shape[1], _LOOKED_AT, LOOK_BACK + width), np.int64)
     for index, (series, _, low, _) in enumerate(stretches):
         series.copy_part(low - LOOK_BACK, low + width, counts[index])
     cumulative = _cumulated(counts)

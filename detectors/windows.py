@@ -182,13 +182,14 @@ class Table:
     def _decayed(self, whole: int, base: Baseline, odd: Odd) -> FloatArray:
         """Return the decayed count of each key's clean records before the block ``whole``, by the key's number."""
         whole = min(whole, base.first_block + len(base.decay))
-        blocks = sorted([block for block in self._blocks if base.first_block <= block < whole])
-        if not blocks:
+        known = np.sort(np.fromiter(self._blocks, np.int64, len(self._blocks)))
+        blocks = known[np.searchsorted(known, base.first_block) : np.searchsorted(known, whole)]
+        if not blocks.size:
             return np.zeros(0)
-        parts = [self._blocks[block] for block in blocks]
+        parts = [self._blocks[block] for block in blocks.tolist()]
         entries = np.frombuffer(b"".join(parts), _ENTRIES)
         place = np.repeat(np.arange(len(blocks)), np.array(list(map(len, parts))) // _ENTRY.size)
-        marked = [(at, odd[block]) for at, block in enumerate(blocks) if block in odd] if odd else ()
+        marked = [(at, odd[block]) for at, block in enumerate(blocks.tolist()) if block in odd] if odd else ()
         if marked:
             is_clean = np.ones((len(blocks), BLOCK_STEPS), np.bool_)
             for at, marks in marked:
@@ -197,7 +198,7 @@ class Table:
             entries, place = entries[used], place[used]
         # By key and block first, in whole numbers, then block by block: the order of arrival must not show.
         cells = entries["number"].astype(np.int64) * len(blocks) + place
-        weights: FloatArray = base.decay[np.array(blocks) - base.first_block]
+        weights: FloatArray = base.decay[blocks - base.first_block]
         if len(self._names) <= _MOST_DENSE:
             sums = np.bincount(cells, entries["n"], len(self._names) * len(blocks)).reshape(-1, len(blocks))
             dense: FloatArray = np.cumsum(weights * sums, axis=1)[:, -1]
@@ -249,22 +250,21 @@ class Series:
         """Add one count; dimensions that are not used are ignored."""
         _, _, dimension, key, n = count
         if dimension == "level":  # every record has one
-            self.cover(step)
+            column = self._column(step)
             self.first = min(self.first, step)
             self.last = max(self.last, step)
             if key in _BELOW_INFO:
-                self._put(Row.ALL, step, n)
+                self._put(Row.ALL, column, n)
             else:
-                self._put(Row.RECORDS, step, n)
+                self._put(Row.RECORDS, column, n)
                 row = _OF_LEVEL.get(key)
                 if row is not None:
-                    self._put(row, step, n)
+                    self._put(row, column, n)
         elif dimension == "duration":
-            self.cover(step)
-            bucket = int(key)
-            self._put(Row.DURATIONS, step, n)
-            self._put(Row.DURATION_SUM, step, n * bucket)
-            self._put(Row.DURATION_SQUARES, step, n * (bucket - _CENTRE) ** 2)
+            column, bucket = self._column(step), int(key)
+            self._put(Row.DURATIONS, column, n)
+            self._put(Row.DURATION_SUM, column, n * bucket)
+            self._put(Row.DURATION_SQUARES, column, n * (bucket - _CENTRE) ** 2)
         elif dimension == "template":
             self.templates.add(key, step, n)
         elif dimension in {"customer_error", "host_error"}:
@@ -273,16 +273,23 @@ class Series:
             versions = self.failing_versions.setdefault(step, {})
             versions[key] = versions.get(key, 0) + n
 
-    def _put(self, row: Row, step: int, n: int) -> None:
+    def _column(self, step: int) -> int:
+        """Return the column of a step that is to be counted in."""
+        self.cover(step)
         column = step - self.base
+        self.dirty.add(column // BLOCK_STEPS)
+        return column
+
+    def _put(self, row: Row, column: int, n: int) -> None:
         values = self._rows[row]
         if values is None:
             values = self._rows[row] = np.zeros(self._size, np.uint8)
-        value = int(values[column]) + n
-        if value >> 8 * values.itemsize:
+        value = values.item(column) + n
+        try:
+            values[column] = value
+        except OverflowError:
             values = self._rows[row] = values.astype(np.min_scalar_type(value))
-        values[column] = value
-        self.dirty.add(column // BLOCK_STEPS)
+            values[column] = value
 
     def cover(self, step: int) -> None:
         """Grow the arrays by whole blocks until ``step`` has a column."""
@@ -326,16 +333,17 @@ class Series:
         return out
 
     def copy_part(self, start: int, end: int, out: IntArray) -> None:
-        """Copy the counts of ``[start, end)`` to ``out``, shape (rows, steps), where something is known."""
+        """Copy the counts of ``[start, end)`` to ``out``, shape (the first rows, steps), where something is known."""
         low, high = max(start, self.base), min(end, self.base + self._size)
         if low >= high:
             return
         here, there = slice(low - start, high - start), slice(low - self.base, high - self.base)
-        for row, values in zip(out, self._rows, strict=True):
+        for row, values in zip(out, self._rows, strict=False):
             if values is not None:
                 row[here] = values[there]
-        out[Row.ALL] += out[Row.RECORDS]
-        if self._rows[Row.DURATIONS] is not None:
+        if len(out) > Row.ALL:
+            out[Row.ALL] += out[Row.RECORDS]
+        if len(out) > Row.DURATION_SQUARES and self._rows[Row.DURATIONS] is not None:
             shift = 2 * _CENTRE * out[Row.DURATION_SUM] - _CENTRE * _CENTRE * out[Row.DURATIONS]
             out[Row.DURATION_SQUARES] += shift
 
@@ -358,6 +366,11 @@ class Series:
         there = slice(max(start - self.base, 0), max(end - self.base, 0))
         rows = (self._rows[Row.RECORDS], self._rows[Row.ALL])
         return sum(int(values[there].sum()) for values in rows if values is not None)
+
+    def errors_in(self, start: int, end: int) -> int:
+        """Return the records at error or above in ``[start, end)``."""
+        values = self._rows[Row.ERRORS]
+        return 0 if values is None else int(values[max(start - self.base, 0) : max(end - self.base, 0)].sum())
 
     def busy_steps(self, start: int, end: int) -> IntArray:
         """Return the steps of ``[start, end)`` with a record at any level, rising."""
@@ -466,18 +479,20 @@ def _sums(runs: Sequence[tuple[Series, int, int]], width: int) -> list[FloatArra
         some = runs[first : first + _SUMMED]
         parts, clean = [], []
         for series, low, high in some:
+            part = np.zeros((Row.ALL, high - low), np.int64)
+            series.copy_part(series.base + low, series.base + high, part)
             used = ~series.odd_part(series.base + low, series.base + high)
             if low <= series.first - series.base:
                 used[: series.first - series.base - low] = False
-            parts.append(series.part(series.base + low, series.base + high))
+            parts.append(part)
             clean.append(used)
         is_clean = np.concatenate(clean)
         counts = np.concatenate(parts, axis=1)
         counts *= is_clean
-        counts = counts.reshape(len(Row), -1, width)
+        counts = counts.reshape(len(counts), -1, width)
         rows = np.zeros((counts.shape[1], len(Sum)))
         rows[:, Sum.STEPS] = is_clean.reshape(-1, width).sum(axis=1)
-        rows[:, Sum.RECORDS : Sum.DURATION_SQUARES + 1] = counts[: Row.ALL].sum(axis=2).T
+        rows[:, Sum.RECORDS : Sum.DURATION_SQUARES + 1] = counts.sum(axis=2).T
         windows = counts[: Row.DURATION_SQUARES].reshape(5, len(rows), -1, STEPS_PER_WINDOW).sum(axis=3)
         n, e, w, timed, total = windows.astype(np.float64)
         for column, values in (

@@ -19,6 +19,7 @@ Not here: what is odd (detectors/), what people are told (outbox.py), a ticket's
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import multiprocessing
@@ -892,6 +893,7 @@ def work(pipe: Connection) -> None:
                 case "restore":
                     counts, before_us, texts = arguments
                     judges[tenant].restore((Count(*c) for c in counts), before_us, texts)
+                    gc.freeze()  # what is remembered of thousands of tasks is not looked through for garbage
                 case "budgets":
                     judges[tenant].budgets.add(*arguments)
                 case "blind":

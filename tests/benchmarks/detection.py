@@ -6,6 +6,7 @@ How well it does, detection_quality.py says.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import multiprocessing
 import pickle
 import resource
@@ -55,6 +56,7 @@ def _scale(tasks: int) -> dict[str, float]:
     for index in range(_KINDS, tasks):
         units[f"task:t{index:05}"] = pickle.loads(frozen[index % _KINDS])
         units[f"task:t{index:05}"].series.kin = judge._templates.of
+    gc.freeze()  # as the worker does
     spent = []
     slowest = fits = 0.0
     for step in range(_BEGIN, _BEGIN + _MINUTES):
