@@ -1125,9 +1125,11 @@ class EmbeddedStore:
                     wanted = _all([wanted, view.compiler.between("_seq", min_seq, None)])
                     most = min(most, view.day.appended_seq + 1 - min_seq)
                 walk = _Walk(view, wanted, most, order, deadline)
-                if count_total:
-                    total += _count_up_to(walk, span, EXACT_TOTAL - total)
+                count_to = max(0, EXACT_TOTAL - total) if count_total else 0
+                if count_total and (after is not None or not wants_hits):
+                    total += _count_up_to(walk, span, count_to)
                     is_exact &= walk.is_at_end
+                    count_to = 0
                 if not wants_hits:
                     continue
                 if after is not None:
@@ -1136,7 +1138,11 @@ class EmbeddedStore:
                     )
                     if is_before:
                         continue
-                hits += self._day_hits(walk, span, limit + 1 - len(hits), after)
+                found, count = self._day_hits(walk, span, limit + 1 - len(hits), after, count_to)
+                hits += found
+                if count_total and after is None:
+                    total += count
+                    is_exact &= walk.is_at_end and count_to > 0
             if all_hits and hits:
                 hits = sorted(all_hits + hits, key=lambda hit: hit.position, reverse=is_newest_first)
             all_hits = hits or all_hits
@@ -1148,8 +1154,10 @@ class EmbeddedStore:
             is_exact if count_total else True,
         )
 
-    def _day_hits(self, walk: _Walk, span: Span, limit: int, after: Position | None) -> list[Hit]:
-        """Return the day's first ``limit`` hits strictly after ``after``."""
+    def _day_hits(
+        self, walk: _Walk, span: Span, limit: int, after: Position | None, count_to: int
+    ) -> tuple[list[Hit], int]:
+        """Return the day's first ``limit`` hits strictly after ``after``, and how many were seen: ``count_to`` at least."""
         view, order = walk.view, walk.order
         found: list[tuple[Position, tantivy.DocAddress]] = []
         if after is not None:
@@ -1160,19 +1168,27 @@ class EmbeddedStore:
             found += self._sorted(view.searcher, _all([walk.query, walk.within(at, at), later]), "_seq", limit, order)
             span = _after(span, at, order)
 
+        seen = 0
+
         def take(part: Query) -> int:
-            first = self._first(walk, part, limit - len(found))
-            found.extend(first)
-            return len(first)
+            nonlocal seen
+            if len(found) < limit:
+                first, count = self._first(walk, part, limit - len(found), is_counted=count_to > 0)
+                found.extend(first)
+            else:
+                count = _count(view.searcher, part)
+            seen += count
+            return count
 
-        if len(found) < limit:
-            walk.go(span, limit - len(found), take)
-        return [self._hit(view.searcher, view.day.tenant, position, address) for position, address in found]
+        walk.go(span, max(limit - len(found), count_to), take)
+        return [self._hit(view.searcher, view.day.tenant, *place) for place in found], seen
 
-    def _first(self, walk: _Walk, query: Query, limit: int) -> list[tuple[Position, tantivy.DocAddress]]:
-        """Return the first ``limit`` hits in order of time and ``seq``."""
+    def _first(
+        self, walk: _Walk, query: Query, limit: int, *, is_counted: bool
+    ) -> tuple[list[tuple[Position, tantivy.DocAddress]], int]:
+        """Return the first ``limit`` hits in order of time and ``seq``; and how many there are, or at least those."""
         searcher, order = walk.view.searcher, walk.order
-        found = self._sorted(searcher, query, "_us", limit + _TIES, order)
+        found, count = self._search(searcher, query, "_us", limit + _TIES, order, is_counted=is_counted)
         last = found[-1] if len(found) == limit + _TIES else None
         found.sort(key=lambda item: item[0], reverse=order is Order.NEWEST_FIRST)
         if last is not None and found[limit - 1][0].time_us == (at := last[0].time_us):
@@ -1180,21 +1196,29 @@ class EmbeddedStore:
             found = [item for item in found if item[0].time_us != at]
             ties = _all([query, walk.within(at, at)])
             found += self._sorted(searcher, ties, "_seq", limit - len(found), order)
-        return found[:limit]
+        return found[:limit], count
 
     @staticmethod
     def _sorted(
         searcher: tantivy.Searcher, query: Query, field: str, limit: int, order: Order
     ) -> list[tuple[Position, tantivy.DocAddress]]:
+        return EmbeddedStore._search(searcher, query, field, limit, order, is_counted=False)[0]
+
+    @staticmethod
+    def _search(
+        searcher: tantivy.Searcher, query: Query, field: str, limit: int, order: Order, *, is_counted: bool
+    ) -> tuple[list[tuple[Position, tantivy.DocAddress]], int]:
         direction = tantivy.Order.Desc if order is Order.NEWEST_FIRST else tantivy.Order.Asc
-        hits = searcher.search(query, limit, count=False, order_by_field=field, order=direction).hits
+        result: Any = searcher.search(query, limit, count=is_counted, order_by_field=field, order=direction)
+        hits = result.hits
         addresses = [address for _, address in hits]
         times = searcher.fast_field_values("_us", addresses)
         seqs = searcher.fast_field_values("_seq", addresses)
-        return [
+        found = [
             (Position(int(us or 0), int(seq or 0)), address)
             for us, seq, address in zip(times, seqs, addresses, strict=True)
         ]
+        return found, int(result.count) if is_counted else len(found)
 
     @staticmethod
     def _hit(searcher: tantivy.Searcher, tenant: str, position: Position, address: tantivy.DocAddress) -> Hit:

@@ -325,6 +325,17 @@ def test_pages_and_totals_are_right_whatever_slices_a_day_is_visited_in(
     store.close()
 
 
+def test_a_total_that_one_day_fills_is_no_exact_one_of_two(
+    store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "EXACT_TOTAL", 2)
+    put(store, [make_entry(n, T0 - DAY_US * (n > 2)) for n in range(1, 303)])
+    page = store.search("default", ALL, limit=5, count_total=True)
+    assert page.total is not None
+    assert 2 <= page.total <= 302
+    assert not page.is_exact
+
+
 def test_expiring_days_while_they_are_read_disturbs_no_reader(store: EmbeddedStore) -> None:
     wrong: list[object] = []
     stop = threading.Event()
