@@ -418,16 +418,20 @@ class FileSource:
         """The file is read to its end: go on to what was rotated away after it, then to the one at the path."""
         file, self._file = self._file, None
         assert file is not None
-        self._done_mtime_ns = max(self._done_mtime_ns, file.mtime_ns)
-        if self._identity:
+        if self._identity:  # one that stayed empty says nothing of what was rotated away before it
+            self._done_mtime_ns = max(self._done_mtime_ns, file.mtime_ns)
             self._done_heads.append(self._head)
         file.close()
         self._identity, self._head = "", b""
         self._is_from_end = False
         self._replaced_at = None
+        self._find_waiting()
+
+    def _find_waiting(self) -> None:
+        """Look anew for what waits and is not open: rotation may have renamed it."""
         opened = [waiting for waiting in self._waiting if isinstance(waiting, _File)]
         missed = self._missed(opened[0].mtime_ns if opened else None)
-        self._waiting = deque([*missed, *opened])  # anew, since rotation may have renamed them
+        self._waiting = deque([*missed, *opened])
 
     def _start_over(self) -> None:
         """The file was truncated in place: what follows is new, though the inode is the same.
@@ -473,6 +477,8 @@ class FileSource:
         return is_open
 
     def _open_waiting(self) -> bool:
+        if self._waiting:
+            self._find_waiting()
         while self._waiting:
             waiting = self._waiting.popleft()
             try:

@@ -98,7 +98,12 @@ def _update_package_lists() -> None:
     _run(["apt-get", "update", "-q"], 300, "apt-get update")
 
 
-def _apt_install(package: str) -> None:
+def apt_install(package: str) -> None:
+    """Install a package of Debian's.
+
+    Raises:
+        Unobtainable: If only somebody else can.
+    """
     if os.getuid() != 0 or not shutil.which("apt-get"):
         raise Unobtainable(f"{package} is missing, and only root can install it; install it by hand")
     _update_package_lists()
@@ -131,7 +136,7 @@ def _java_home() -> Path:
             )
             names = sorted(re.findall(r"^((?:openjdk|temurin)-(\d+)-jdk\S*)", found, re.MULTILINE), key=lambda m: m[0])
             if offered := [name for name, major in names if int(major) >= MIN_JAVA]:
-                _apt_install(offered[-1])
+                apt_install(offered[-1])
         fitting = [home for home in _java_homes() if home[0] >= MIN_JAVA]
     if not fitting:
         raise Unobtainable(f"no JDK of version {MIN_JAVA} or later; install one and set JAVA_HOME")
@@ -144,7 +149,7 @@ def fetch() -> Path:
     if home.is_dir():
         return home
     if not shutil.which("mvn"):
-        _apt_install("maven")
+        apt_install("maven")
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="unpack-") as scratch:
         options = {
             "artifact": ARTIFACT,

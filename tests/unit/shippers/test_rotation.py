@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gzip
 import os
+import random
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shippers.tail import FileSource, Position, line_id
+from tests.support import logrotate
+from tests.support.elasticsearch import Unobtainable
 
 OPERATIONS = (
     "write",
@@ -148,3 +152,48 @@ def check(operations: list[str]) -> None:
 @example(["write", "read", "rename", "write", "read", "park", "write", "copytruncate", "write", "read"])
 def test_each_line_is_read_once_and_in_order_whatever_is_done_to_its_file(operations: list[str]) -> None:
     check(operations)
+
+
+@pytest.fixture(scope="module")
+def has_logrotate() -> None:
+    """Have the real program; skips loudly without it, and fails in CI."""
+    try:
+        logrotate.program()
+    except Unobtainable as exc:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"NO LOGROTATE: what it does is NOT tested. {exc}")
+
+
+@pytest.mark.usefixtures("has_logrotate")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["create"],
+        ["copytruncate"],
+        ["create", "compress"],
+        ["create", "compress", "delaycompress"],
+        ["copytruncate", "compress", "delaycompress"],
+        ["create", "compress", "dateext"],
+    ],
+    ids=", ".join,
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_each_line_is_read_once_and_in_order_while_the_real_logrotate_is_at_work(
+    tmp_path: Path, options: list[str], seed: int
+) -> None:
+    rng = random.Random(f"{options} {seed}")
+    (tmp_path / "logs").mkdir()
+    model = Model(tmp_path / "logs")
+    for number in range(30):
+        operation = rng.choice(["write", "write", "half", "rotate", "read", "chunk", "park", "restart", "kill"])
+        if operation != "rotate":
+            model.do(operation)
+            continue
+        if model.half:
+            model.write()
+        # As if each were of another second.
+        dated = [f"dateformat -%Y%m%d-{number:02d}"] if "dateext" in options else []
+        logrotate.rotate(model.path, [*options, *dated], tmp_path)
+    model.do("write")
+    model.drain()
+    model.source.close()
+    assert list(model.read.values()) == model.written
