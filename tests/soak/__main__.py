@@ -122,7 +122,7 @@ def _run(cell: Cell, store: str, seed: str, is_short: bool, url: str) -> Result:
         cell.run(rig)
     except Ended:
         rig.result.problems.append("ended from outside")
-    except Unmountable as exc:
+    except (Unmountable, Unobtainable) as exc:
         rig.result.problems.append(f"not run: {exc}")
     except AssertionError as exc:
         rig.result.problems.append(str(exc) or _where(exc))

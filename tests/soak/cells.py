@@ -521,3 +521,41 @@ def agent_and_service_killed(rig: Rig) -> None:
         agent.write(10)
         agent.wait_for_all()
     rig.settle()
+
+
+def _logrotate(rig: Rig, options: str, *, is_raced: bool) -> None:
+    rig.start(load=False)
+    with rig.agent() as agent:
+        with agent.writing():
+            for _ in range(5 if rig.is_short else 20):
+                rig.run(rig.rng.uniform(1.0, 2.0))  # files are told from each other by the second
+                agent.logrotate(options, is_raced=is_raced)
+                match rig.rng.randrange(3):
+                    case 0:
+                        agent.kill()
+                        rig.run(rig.rng.uniform(1.0, 1.5))
+                        agent.logrotate(options, is_raced=is_raced)
+                        agent.start()
+                    case 1:
+                        rig.kill()
+                        rig.start(load=False)
+                    case _:
+                        pass
+        agent.wait_for_all()
+    rig.settle()
+
+
+# What a program writes while logrotate copies and truncates, or compresses at once, is lost by that alone.
+for _name, _options, _is_raced in [
+    ("create", "create", True),
+    ("copytruncate", "copytruncate", False),
+    ("compress", "create, compress", False),
+    ("delaycompress", "create, compress, delaycompress", True),
+    ("dateext", "create, compress, delaycompress, dateext, dateformat -%Y%m%d-%s", True),
+]:
+
+    def _run_logrotate(rig: Rig, options: str = _options, is_raced: bool = _is_raced) -> None:
+        _logrotate(rig, options, is_raced=is_raced)
+
+    _run_logrotate.__doc__ = f"The real logrotate ({_options}) under load, agent and service killed: each line once."
+    cell(f"logrotate-{_name}", EMBEDDED, 240, short=())(_run_logrotate)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import shippers
 from tests.soak.load import Ledger
+from tests.support import logrotate
 from tests.support.service import ServiceProcess
 
 
@@ -64,6 +69,8 @@ class AgentProcess:
         self._log = directory / "agent.log"
         self._written = 0
         self._half = ""
+        self._writing = threading.Lock()
+        self._open: IO[str]
         self.process: subprocess.Popen[bytes] | None = None
         self.write(5)
         self.start()
@@ -132,6 +139,46 @@ class AgentProcess:
         for path in rotated:
             number = path.name.split(".")[2]
             path.rename(path.with_name(path.name.replace(f".{number}", f".{int(number) + 1}", 1)))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write on and on for the block, as a program does that opens its file anew only after a rotation."""
+        ended = threading.Event()
+
+        def write() -> None:
+            while not ended.wait(0.002):
+                with self._writing:
+                    name = f"a-{self._written}"
+                    self._open.write(f'{{"message": "order was handled", "level": "info", "n": "{name}"}}\n')
+                    self._open.flush()
+                    self._written += 1
+                    self._ledger.acknowledged.add(name)
+
+        self._open = self.path.open("a")
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            writer.join()
+            self._open.close()
+
+    def logrotate(self, options: str, *, is_raced: bool) -> None:
+        """Have the real logrotate rotate the file, and then the program open it anew.
+
+        Args:
+            options: What its configuration says of the file.
+            is_raced: Whether the program writes meanwhile; with some options logrotate itself loses what it does.
+
+        Raises:
+            Unobtainable: If there is no logrotate, and it cannot be installed.
+        """
+        with contextlib.nullcontext() if is_raced else self._writing:
+            logrotate.rotate(self.path, options.split(", "), self.path.parent)
+        with self._writing:
+            self._open.close()
+            self._open = self.path.open("a")
 
     def wait_for_all(self) -> None:
         """Wait until the service has every whole line."""
