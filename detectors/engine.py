@@ -405,6 +405,10 @@ class Judge:
         is_relearned = self._templates.add(texts or {}, cutoff_us)
         touched = self._add(delta, cutoff_us)
         due, before = self.grid.due_through(cutoff_us), self.grid.due_through(cutoff_us - TICK_US)
+        if not touched and due == before and not is_relearned:
+            if cutoff_us in self._expected:
+                self._previous_us = cutoff_us
+            return []
         again = self._settled if is_relearned else touched.keys() & self._settled
         if again and due < self._ahead:
             self._look_ahead([(name, self._settled[name]) for name in sorted(again)], due + 1, self._ahead)

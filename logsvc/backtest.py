@@ -74,6 +74,7 @@ _TYPES: dict[str, Any] = {  # of what is used of a record that is like one befor
 _USED = {key: attribute for attribute in _TYPES for key in keys_of(attribute)}
 _USED |= dict.fromkeys(("event.ingested", "ingested"), "ingested")
 _MOST_KEYS = 256
+_TICKS_AT_ONCE = 1024
 _REASONS = {
     "not_json": "not JSON",
     "not_object": "no JSON object",
@@ -342,12 +343,14 @@ class History:
         edges = np.concatenate([[0], np.flatnonzero(np.diff(ticks)) + 1, [ticks.size]]).tolist()
         units = list(self._units)
         keys = [(dimension.value, key) for dimension, key in self._keys]
-        for low, high in itertools.pairwise(edges):
-            parts = (part[low:high].tolist() for part in (codes, steps, numbers))
+        for first_edge in range(0, len(edges) - 1, _TICKS_AT_ONCE):
+            some = edges[first_edge : first_edge + _TICKS_AT_ONCE + 1]
+            parts = (part[some[0] : some[-1]].tolist() for part in (codes, steps, numbers))
             counts = [
                 (units[code >> 32], step, *keys[code & 0xFFFFFFFF], n) for code, step, n in zip(*parts, strict=True)
             ]
-            yield int(ticks[low]), counts
+            for low, high in itertools.pairwise(some):
+                yield int(ticks[low]), counts[low - some[0] : high - some[0]]
 
     def first(self, unit: str, template: str, start_us: int, end_us: int, known_us: int) -> Mapping[str, object] | None:
         """Return the unit's oldest record of a template in ``[start, end)`` that had arrived before ``known_us``."""
