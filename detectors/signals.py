@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -53,6 +53,7 @@ LOOK_BACK = MAX_WINDOWS * STEPS_PER_WINDOW
 CUT = np.array([CUTS[name] for name in CHANNELS])
 
 _MIN_ERRORS, _MIN_EXCESS = 5, 4.5
+_PASSING = 8
 _MIN_NEW, _MIN_WARNINGS, _MIN_DURATIONS = 3, 8, 5
 _MIN_SHIFT_BUCKETS = 0.45 / np.log(10) * 24
 _MIN_GROUPS, _MIN_TREND = 5, 8
@@ -280,7 +281,7 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
         begins = np.arange(begin, begin + width)
         kin = series.kin
         alike: dict[str, list[str]] = {}  # of each template, the fingerprints seen
-        fresh: IntArray | None = None
+        fresh: int | None = None
         for id, steps in table.recent(begin, low + width, _MIN_NEW, kin):
             mine = np.minimum(steps, counts[index, Row.ERRORS])
             if mine.sum() < _MIN_NEW:
@@ -294,11 +295,8 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
                 (past == 0) & (_first(series, kindred) >= begins - LOOK_BACK) & (not is_remembered(series, kindred))
             )
             if is_new.any() and fresh is None:
-                # A unit that keeps making new templates (names that no mask catches) is not surprised by one more.
-                learned = series.first + 288 * STEPS_PER_WINDOW
-                firsts = (_first(series, some) for some in alike.values())
-                fresh = np.searchsorted(sorted(first for first in firsts if first >= learned), begins)
-            events = past + 0.3 + (0 if fresh is None else is_new * fresh)
+                fresh = _novelties(series, alike, base)
+            events = past + 0.3 + is_new * (fresh or 0)
             least = np.where(is_new & base.is_established, _MIN_NEW, _MIN_ERRORS)
             p = events / (base.records + 100)
             ids.append((index, id))
@@ -404,8 +402,7 @@ def _new_templates(out: Evaluation, where: BoolArray) -> None:
         firsts = {group: _first(series, ids) for group, ids in alike.items()}
         if all(first < begin for first in firsts.values()):
             continue
-        learned = series.first + 288 * STEPS_PER_WINDOW
-        since = np.array(sorted(first for first in firsts.values() if first >= learned))
+        fresh = _novelties(series, alike, base)
         n, errors = series.part(begin, low + width)[: Row.WARNINGS]
         ends = low + 1 + np.arange(width)
         for id, steps in table.recent(begin, low + width, _MIN_NEW, series.kin):
@@ -416,15 +413,33 @@ def _new_templates(out: Evaluation, where: BoolArray) -> None:
             starts = ends - STEPS_PER_WINDOW * np.array(NEW_WINDOWS)[:, None]
             seen, k = total[:, None, ends - begin] - total[:, starts - begin]
             is_back = total[1, ends - begin] > total[1, ends - begin - 2 * STEPS_PER_WINDOW]
-            fresh = np.searchsorted(since, starts)
             expected = seen * (fresh + 0.3) / (base.records + 100)
-            dispersion = 1 / (fresh + 0.3) + base.errors.slow_spread
+            dispersion = np.full(k.shape, 1 / (fresh + 0.3) + base.errors.slow_spread)
             s = _surprise_where((k >= _MIN_NEW) & (firsts[group] >= starts) & is_back, k, expected, dispersion)
             better = out._keep(1, np.array([index]), NEW_WINDOWS, s[:, None], k[:, None], expected[:, None])[0]
             if better.any():
                 out.template[index, better] = len(out.ids)
                 out.is_new[index, better] = True
                 out.ids.append(id)
+
+
+def _novelties(series: Series, alike: Mapping[str, Sequence[str]], base: Baseline) -> int:
+    """Return how many errors the unit had that were new after its first day, and came again within hours.
+
+    A unit that keeps making new ones (names that no mask catches) is not surprised by one more. A few
+    that came and went say nothing, for many usual errors are not seen every day; more than that do.
+    """
+    learned = series.first + 288 * STEPS_PER_WINDOW
+    span = NEW_WINDOWS[-1] * STEPS_PER_WINDOW
+    until = base.until - span  # that they would have come again by what is known
+    stayed = passed = 0
+    for ids in alike.values():
+        first = _first(series, ids)
+        if learned <= first < until:
+            errors = int(series.template_errors(ids, first, first + span).sum())
+            stayed += errors >= _MIN_NEW
+            passed += 0 < errors < _MIN_NEW
+    return stayed + max(passed - _PASSING, 0)
 
 
 def _trends(out: Evaluation, channel: int, at: IntArray, numbers: FloatArray, where: BoolArray) -> None:

@@ -288,6 +288,16 @@ def test_an_error_never_seen_of_a_task_that_seldom_runs_counts_over_hours(templa
     assert bool(found.is_new[0, 0]) == is_odd
 
 
+@pytest.mark.parametrize(("many", "n", "is_odd"), [(6, 1, True), (30, 1, False), (8, 3, False)])
+def test_a_task_that_often_has_errors_never_seen_is_not_surprised_by_one_more(many: int, n: int, is_odd: bool) -> None:
+    events = normal(UNIT, NOW_US - 60 * HOUR_US, NOW_US, seed=4, per_minute=0.3, errors=0.03)
+    for i in range(many):
+        events += burst(UNIT, NOW_US - 30 * HOUR_US + i * 40 * MINUTE_US, n=n, minutes=30, template=f"once-{i}")
+    hits = burst(UNIT, NOW_US - 221 * MINUTE_US, n=5, minutes=275, template="never-seen")
+    found = evaluate([stretch_of(events + hits, NOW_US)], 1, grid())
+    assert (found.surprise[1, 0, 0] >= CUTS["template"]) == is_odd
+
+
 def test_an_hourly_task_that_does_not_come_is_missed() -> None:
     start = NOW_US - 4 * DAY_US
     hourly = [event for hour in range(93) for event in burst(UNIT, start + hour * HOUR_US, n=3, minutes=2, template="")]
