@@ -106,6 +106,7 @@ _SHARED, _SHARED_CUT = "shared", 6.0
 _ODD_RUNS, _MOST_RUNS = "odd_runs", 20
 _PAST_RECORDS = 1_000
 _RELEASE_SHARE = 0.2
+_HANDED_OVER = 10_000
 _WORKER_TIMEOUT_S = 120.0
 _CLOSE_S = 2.0
 _SELF = "service"
@@ -802,7 +803,10 @@ class _Worker:
 
     def restore(self, tenant: str, counts: list[Count], cutoff_us: int, texts: Mapping[str, str]) -> None:
         """Hand over counts from before the cursor; in as many parts as there are."""
-        self._ask("restore", tenant, [tuple(c) for c in counts], cutoff_us, texts)
+        # In small parts: while one is packed nothing else of this process runs, the event loop least of all.
+        for first in range(0, max(len(counts), 1), _HANDED_OVER):
+            part = [tuple(c) for c in counts[first : first + _HANDED_OVER]]
+            self._ask("restore", tenant, part, cutoff_us, texts if not first else {})
 
     def budgets(self, tenant: str, units: Mapping[str, float]) -> None:
         """Set the budgets of units, in false tickets a task and day."""
