@@ -174,9 +174,12 @@ class AgentProcess:
         Raises:
             Unobtainable: If there is no logrotate, and it cannot be installed.
         """
-        with contextlib.nullcontext() if is_raced else self._writing:
+        with contextlib.ExitStack() as held:
+            if not is_raced:
+                held.enter_context(self._writing)
             logrotate.rotate(self.path, options.split(", "), self.path.parent)
-        with self._writing:
+            if is_raced:
+                held.enter_context(self._writing)
             self._open.close()
             self._open = self.path.open("a")
 
