@@ -125,7 +125,7 @@ def _counts(index: int, rate: float, low: int, high: int, rng: np.random.Generat
             if k:
                 yield Count(unit, step * us, "level", level, k)
                 if level != "info":
-                    yield Count(unit, step * us, "template", f"{unit}-{level}-{step % 3}", k)
+                    yield Count(unit, step * us, "template", f"{level}-{step % 3}", k)
         yield Count(unit, step * us, "duration", str(200 + step % 7), -(-n // 3))
 
 
