@@ -68,6 +68,8 @@ from detectors.windows import BoolArray, FloatArray, Row, Series
 
 _HOLD_SURPRISE = 2.5
 _HOLD_STEPS = 4 * STEPS_PER_WINDOW
+_PAUSE_STEPS = 15 * STEPS_PER_WINDOW
+"""What is odd again after such a pause goes on; incidents.py says so too."""
 _TEMPLATE = CHANNELS.index("template")
 _SILENCE = CHANNELS.index("silence")
 _CUSTOMER, _TREND = CHANNELS.index("customer"), CHANNELS.index("trend")
@@ -105,11 +107,20 @@ _REMEMBERED = 200
 
 @dataclass(slots=True)
 class _Mark:
-    """A window that is odd. ``start`` is the first step of what made it so."""
+    """A window that is odd. ``start`` is the first step of what made it so.
+
+    ``since`` is where the pause began, if it is odd again after a short one: an incident that flaps is one.
+    """
 
     start: int
     kind: str
     is_raised: bool
+    since: int | None = None  # an earlier version kept none
+
+    def untaught(self, step: int) -> tuple[int, int]:
+        """Return the steps of which nothing is learned, the window being named by ``step``: the incident's so far."""
+        begin = self.start if self.since is None else min(self.start, self.since)
+        return begin, step + 1 + (0 if self.kind == "silence" else _HOLD_STEPS)
 
 
 @dataclass(slots=True)
@@ -313,7 +324,7 @@ class Judge:
             units = {
                 name: (
                     unit.live_since,
-                    {step: (m.start, m.kind, m.is_raised) for step, m in sorted(unit.marks.items())},
+                    {step: (m.start, m.kind, m.is_raised, m.since) for step, m in sorted(unit.marks.items())},
                     dict(sorted(unit.series.templates.forgotten.items())),
                 )
                 for name, unit in sorted(self._units.items())
@@ -612,13 +623,15 @@ class Judge:
             return
         self._is_changed = True
         if old is not None:
-            unit.series.mark(old.start, step + 1, -1)
-            unit.change(old.start)
+            begin, end = old.untaught(step)
+            unit.series.mark(begin, end, -1)
+            unit.change(begin)
         if mark is not None:
             unit.marks[step] = mark
             unit.newest_mark = max(unit.newest_mark, step)
-            unit.series.mark(mark.start, step + 1, 1)
-            unit.change(mark.start)
+            begin, end = mark.untaught(step)
+            unit.series.mark(begin, end, 1)
+            unit.change(begin)
 
     # Judging ---------------------------------------------------------------------------------------------------------
 
@@ -750,7 +763,10 @@ class Judge:
         windows = lasts if top == _TEMPLATE else min(lasts, MAX_WINDOWS)
         start, end = self._extent(unit, found, at, top, step, step + 1 - windows * STEPS_PER_WINDOW)
         kind = _kind(found, at, top, cuts) if not joint else "joint"
-        self._set_mark(unit, step, _Mark(start, _TREND_MARK if lasts > MAX_WINDOWS and not joint else kind, is_raised))
+        before = [at for at in unit.marks if at < start] if unit.newest_mark >= start - _PAUSE_STEPS else []
+        since = newest if (newest := max(before, default=-1)) >= start - _PAUSE_STEPS else None
+        mark = _TREND_MARK if lasts > MAX_WINDOWS and not joint else kind
+        self._set_mark(unit, step, _Mark(start, mark, is_raised, since))
         findings = [self._finding(found, i, at, float(cuts[i])) for i in order[:4] if i == top or strengths[i] >= 0.4]
         findings.sort(key=lambda f: -f.strength)
         if shares is not None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.base import TICK_US, Judgement
-from detectors.engine import Engine
+from detectors.base import STEPS_PER_WINDOW, TICK_US, Judgement
+from detectors.engine import Engine, Judge
 from detectors.incidents import Change, ChangeKind
 from tests.unit.detectors.traffic import (
     DAY_US,
@@ -111,6 +111,25 @@ def test_a_ticket_resolves_when_the_task_is_normal_again_and_reopens_when_it_com
     assert len(opened(changes)) == 1
     kinds = [c.kind for c in changes if c.kind is not ChangeKind.UPDATED]
     assert kinds == [ChangeKind.OPENED, ChangeKind.RESOLVED, ChangeKind.REOPENED, ChangeKind.RESOLVED]
+
+
+def test_nothing_within_an_incident_is_learned_from_not_even_its_pauses() -> None:
+    cut = grid()
+    judge = Judge(cut)
+    begin = NOW_US + 5 * MINUTE_US
+    flaps = [error for pause in (0, 40, 80) for error in burst(TASKS[0], begin + pause * MINUTE_US, n=40)]
+    events = history(1.2) + live(130) + flaps
+    ticks = sorted({e.ingested_us // TICK_US * TICK_US + TICK_US for e in events})
+    by_tick: dict[int, list[Event]] = {}
+    for event in events:
+        by_tick.setdefault(event.ingested_us // TICK_US * TICK_US + TICK_US, []).append(event)
+    for tick in range(ticks[0], NOW_US + 130 * MINUTE_US, TICK_US):
+        if tick in by_tick or not judge.is_idle(tick):
+            judge.advance(counts(by_tick.get(tick, []), cut.step_us), tick)
+    series = judge._units[TASKS[0]].series
+    low, high = begin // cut.step_us, (begin + 85 * MINUTE_US) // cut.step_us
+    assert series.odd_part(low, high + 4 * STEPS_PER_WINDOW - 1).all(), "the pauses and the four windows after it"
+    assert not series.odd_part(low - 60, low - 5).any()
 
 
 def test_a_busy_task_that_stops_is_silent_and_resolves_when_it_is_back() -> None:
