@@ -108,6 +108,7 @@ def test_elasticsearch_splits_and_folds_every_code_point_as_we_do(stores: Stores
     _, elastic = stores
     (entry,) = Generator(1, tenant="analyzer").make_records(1)
     elastic.append([entry])  # There is an index, and so its analyzer.
+    elastic.flush()  # else its answer would count with what another test appends
     points = [chr(n) for n in range(0x110000) if unicodedata.category(chr(n)) not in ("Cs", "Co", "Cn")]
     unassigned = [chr(n) for n in range(0x110000) if unicodedata.category(chr(n)) == "Cn"][::50]
     index = elastic._day_index(entry.time_us // 86_400_000_000)
