@@ -328,6 +328,7 @@ def tasks_accept(
                 f"What {terminal.clean(name)} does since {since} UTC is normal: {body['errors']:g} errors a {body['per']}.",
                 highlight=False,
                 markup=False,
+                soft_wrap=True,
             )
 
 

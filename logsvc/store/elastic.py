@@ -806,6 +806,7 @@ class ElasticStore:
 
     def refresh(self) -> None:
         # One thread appends and refreshes; what it appends later is refreshed later.
+        wait(self._under_way)
         touched, self._to_refresh = self._to_refresh, set()
         try:
             for names in _sliced(sorted(touched), MAX_NAMED_DAYS):
@@ -1019,6 +1020,7 @@ class ElasticStore:
 
     def _delete(self, query: Json) -> int:
         """Remove every hit and return how many there were; ``expire`` takes what is left of them from the disk."""
+        wait(self._under_way)  # What is under way must not arrive after it; its outcome is told by ``flush``.
         deleted, conflicts = 0, 1
         self._ask("POST", f"/{self._alias}/_refresh?ignore_unavailable=true", timeout_s=60)
         while conflicts:  # A document that changed meanwhile is looked at again.
@@ -1043,6 +1045,7 @@ class ElasticStore:
         Deleted documents, erased ones too, leave the disk here: the server keeps them for an hour
         or so, in case a replica has yet to hear of the deletion.
         """
+        wait(self._under_way)
         self._ask("POST", f"/{self._alias}/_refresh?ignore_unavailable=true", timeout_s=60)
         sources: Mapping[str, Json] = {
             "tenant": {"terms": {"field": "data_stream.namespace"}},
