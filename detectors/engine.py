@@ -38,7 +38,7 @@ from detectors.base import (
 from detectors.baseline import Baseline, Number, Pin, learn, pin
 from detectors.calibrate import Budgets
 from detectors.forest import Forest
-from detectors.incidents import Change, Facts, Incidents
+from detectors.incidents import HOLD_WINDOWS, REJOIN_WINDOWS, Change, Facts, Incidents
 from detectors.signals import (
     CUT,
     LOOK_BACK,
@@ -67,9 +67,9 @@ from detectors.templates import Merging
 from detectors.windows import BoolArray, FloatArray, Row, Series
 
 _HOLD_SURPRISE = 2.5
-_HOLD_STEPS = 4 * STEPS_PER_WINDOW
-_PAUSE_STEPS = 15 * STEPS_PER_WINDOW
-"""What is odd again after such a pause goes on; incidents.py says so too."""
+_HOLD_STEPS = HOLD_WINDOWS * STEPS_PER_WINDOW
+_PAUSE_STEPS = REJOIN_WINDOWS * STEPS_PER_WINDOW
+"""What is odd again after such a pause goes on."""
 _TEMPLATE = CHANNELS.index("template")
 _SILENCE = CHANNELS.index("silence")
 _CUSTOMER, _TREND = CHANNELS.index("customer"), CHANNELS.index("trend")
@@ -271,7 +271,7 @@ class Judge:
         self._add(counts, cutoff_us, is_restored=True)
 
     def _remember(self) -> None:
-        """Put what was kept back onto the units that were restored."""
+        """Put what was kept back onto the units that were restored; done before anything is asked of them."""
         for name, (live_since, marks, forgotten) in self._kept.items():
             unit = self._units.get(name)
             if unit is not None:
@@ -298,8 +298,7 @@ class Judge:
 
         It is learned anew from that day alone, whatever was odd in it, and its pin moves there.
         """
-        if self._kept or self._pins:
-            self._remember()
+        self._remember()
         unit = self._units.get(name)
         if unit is None:
             return None
@@ -409,8 +408,7 @@ class Judge:
         ``texts`` has the text of each fingerprint counted in this tick for the first time; one without
         is a template of its own. ``judged`` counts the windows.
         """
-        if self._kept or self._pins:
-            self._remember()
+        self._remember()
         self._fit()
         self._trim(cutoff_us)
         is_relearned = self._templates.add(texts or {}, cutoff_us)
@@ -463,8 +461,7 @@ class Judge:
         is_aligned = grid.step_us % TICK_US == 0 == grid.grace_us % grid.step_us == _HOUR_US % grid.step_us
         if not ticks or self._previous_us is None or not is_aligned:
             return left
-        if self._kept or self._pins:
-            self._remember()
+        self._remember()
         self._fit()
         before = grid.due_through(self._previous_us)
         block = (before + 1) // BLOCK_STEPS * BLOCK_STEPS
@@ -770,7 +767,7 @@ class Judge:
         findings = [self._finding(found, i, at, float(cuts[i])) for i in order[:4] if i == top or strengths[i] >= 0.4]
         findings.sort(key=lambda f: -f.strength)
         if shares is not None:
-            told = [(f"{CHANNELS[i]} {shares[i]:.0%}") for i in np.argsort(-shares, kind="stable") if shares[i] >= 0.1]
+            told = [f"{CHANNELS[i]} {shares[i]:.0%}" for i in np.argsort(-shares, kind="stable") if shares[i] >= 0.1]
             scale = windows * self.grid.window_us
             findings.insert(0, Finding("joint", "score", joint, 1.0, joint, scale, ", ".join(told)))
         strength = joint or float(strengths.max())

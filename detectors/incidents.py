@@ -28,8 +28,8 @@ from typing import Any
 
 from detectors.base import DAY_US, TICK_US, Finding, Grid, Judgement, TemplateCount
 
-_HOLD_WINDOWS, _MOST_HOLD_WINDOWS = 4, 24
-_REJOIN_WINDOWS = 15
+HOLD_WINDOWS, _MOST_HOLD_WINDOWS = 4, 24
+REJOIN_WINDOWS = 15
 _SAME_WINDOWS = 36
 """The same trouble, or the same dependency's, is one incident if no more windows lie between."""
 _JOIN_WINDOWS = 12
@@ -108,7 +108,7 @@ class Incident:
     resolved_us: int | None = None
     told_end_us: int = 0
     merged_into: str | None = None
-    hold_windows: int = _HOLD_WINDOWS
+    hold_windows: int = HOLD_WINDOWS
 
     def odd_templates(self) -> list[TemplateCount]:
         """Return the templates, new ones first, then the most frequent."""
@@ -150,7 +150,7 @@ class Incidents:
             incident = self._find(judgement)
             if incident is None and judgement.is_raised:
                 facts = describe(judgement)
-                incident = self._related(judgement, facts)
+                incident = self._related(judgement, facts, self._incidents)
                 if incident is None:
                     incident = self._open(judgement, cutoff_us)
                     changed[incident.id] = ChangeKind.OPENED
@@ -169,11 +169,11 @@ class Incidents:
                 incident.texts.update(facts.texts)
             if incident is None:
                 continue
-            known = set(incident.texts)
+            known = len(incident.texts)
             kind = self._extend(incident, judgement, cutoff_us, describe)
             if kind is not None and changed.get(incident.id) is not ChangeKind.OPENED:
                 changed[incident.id] = max(kind, changed.get(incident.id, kind), key=lambda k: k is ChangeKind.REOPENED)
-            if incident.texts.keys() != known and (two := self._same(incident, judgement)) is not None:
+            if len(incident.texts) > known and (two := self._same(incident, judgement)) is not None:
                 older, younger = two
                 self._merge(older, younger, cutoff_us)
                 changed.setdefault(older.id, ChangeKind.UPDATED)
@@ -187,7 +187,7 @@ class Incidents:
             if incident.resolved_us is None and self._is_over(incident, cutoff_us):
                 incident.resolved_us = incident.updated_us = cutoff_us
                 out.append(Change(ChangeKind.RESOLVED, copy.deepcopy(incident)))
-        forgotten = (_SAME_WINDOWS + _HOLD_WINDOWS) * self._grid.window_us + self._grid.grace_us
+        forgotten = (_SAME_WINDOWS + HOLD_WINDOWS) * self._grid.window_us + self._grid.grace_us
         self._incidents = [
             i
             for i in self._incidents
@@ -215,9 +215,9 @@ class Incidents:
             member = incident.members.get(judgement.unit)
             if member is None or (incident.resolved_us is not None and not judgement.is_raised):
                 continue
-            windows = _HOLD_WINDOWS
+            windows = HOLD_WINDOWS
             if judgement.is_raised:
-                windows = _SAME_WINDOWS if _is_same(judgement, incident, member) else _REJOIN_WINDOWS
+                windows = _SAME_WINDOWS if _is_same(judgement, incident, member) else REJOIN_WINDOWS
             near = windows * self._grid.window_us
             last_us = max(member.end_us, member.last_us if judgement.is_raised else 0)
             if judgement.start_us <= last_us + near and judgement.end_us >= member.start_us - near:
@@ -257,17 +257,14 @@ class Incidents:
         older.is_notified |= younger.is_notified
         for template in younger.templates.values():
             _add_template(older, template)
-        for version, count in younger.versions.items():
-            older.versions[version] = max(count, older.versions.get(version, 0))
+        _add_versions(older, younger.versions.items())
         older.texts |= younger.texts
         younger.merged_into, younger.resolved_us, younger.updated_us = older.id, cutoff_us, cutoff_us
         self._incidents = [one for one in self._incidents if one is not younger]
 
-    def _related(
-        self, judgement: Judgement, facts: Facts, incidents: Iterable[Incident] | None = None
-    ) -> Incident | None:
+    def _related(self, judgement: Judgement, facts: Facts, incidents: Iterable[Incident]) -> Incident | None:
         window = self._grid.window_us
-        for incident in self._incidents if incidents is None else incidents:
+        for incident in incidents:
             for unit, member in incident.members.items():
                 if judgement.start_us > member.end_us + _FRESH_WINDOWS * window:
                     continue
@@ -357,8 +354,7 @@ class Incidents:
             facts = describe(judgement)
             incident.texts.update(facts.texts)
             member.names = sorted({*member.names, *facts.names})
-        for version, count in judgement.versions:
-            incident.versions[version] = max(count, incident.versions.get(version, 0))
+        _add_versions(incident, judgement.versions)
         if judgement.strength > member.strength:
             member.strength, member.errors, member.records = judgement.strength, judgement.errors, judgement.records
         is_telling = _KINDS.index(judgement.kind) <= _KINDS.index(incident.kind)
@@ -390,6 +386,11 @@ def _add_template(incident: Incident, template: TemplateCount) -> None:
     if old is None or old.n < template.n:
         is_new = template.is_new or (old is not None and old.is_new)
         incident.templates[template.id] = template._replace(is_new=is_new)
+
+
+def _add_versions(incident: Incident, versions: Iterable[tuple[str, int]]) -> None:
+    for version, count in versions:
+        incident.versions[version] = max(count, incident.versions.get(version, 0))
 
 
 def _is_same(judgement: Judgement, incident: Incident, member: Member) -> bool:
