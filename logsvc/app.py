@@ -343,8 +343,8 @@ class Service:
         expiry = _Expiry(store, settings.retention.records)
         indexer.every(RETENTION_EVERY, expiry, "retention")
         indexer.every(SNAPSHOTS_TIDIED_EVERY, snapshotter.tidy, "forgotten snapshots")
-        self._watch(services, detection, expiry)
-        self._prove(services, detection, outbox, canary_notifier)
+        self._watch(services, expiry)
+        self._prove(services, outbox, canary_notifier)
 
         @asynccontextmanager
         async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
@@ -364,9 +364,9 @@ class Service:
         api.add_middleware(RequestMetrics, telemetry=telemetry)
         return api
 
-    def _prove(self, services: Services, detection: Detection, outbox: Outbox, notifier: CanaryNotifier) -> None:
+    def _prove(self, services: Services, outbox: Outbox, notifier: CanaryNotifier) -> None:
         """Start what proves that errors become alerts, and what tells others so."""
-        settings, stack = self._settings, self._stack
+        settings, stack, detection = self._settings, self._stack, services.detection
         canary: Canary | None = None
         if settings.canary.every:
             course = ServiceCourse(
@@ -443,9 +443,9 @@ class Service:
     # -- watching -----------------------------------------------------------------------------
 
     @staticmethod
-    def _watch(services: Services, detection: Detection, expiry: _Expiry) -> None:
+    def _watch(services: Services, expiry: _Expiry) -> None:
         telemetry, ingest, journal = services.telemetry, services.ingest, services.journal
-        indexer, state, store = services.indexer, services.state, services.store
+        indexer, state, store, detection = services.indexer, services.state, services.store, services.detection
         counters = ingest.counters
         health = _Cached(store.health, 5.0)
         telemetry.watch(

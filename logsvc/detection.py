@@ -140,14 +140,19 @@ class DetectionState(Protocol):
     ) -> None: ...
 
 
-class PinnedUnit(TypedDict):
+class UnitName(TypedDict):
+    """What is watched: a task, or what a service does without one; the other is None."""
+
+    task: str | None
+    service: str | None
+
+
+class PinnedUnit(UnitName):
     """What the slow growth of a unit's errors is measured against: ``errors`` ``per`` record, or per minute.
 
     ``accepted_since`` is the moment from which on a person called all of it normal, if one did.
     """
 
-    task: str | None
-    service: str | None
     pinned_at: str
     errors: float
     per: str
@@ -926,14 +931,12 @@ def work(pipe: Connection) -> None:
 # Learning ------------------------------------------------------------------------------------------------------------
 
 
-class WatchedUnit(TypedDict):
-    """A task, or what a service does without one, and whether it is ``learning`` or ``watched``, since when.
+class WatchedUnit(UnitName):
+    """Whether a unit is ``learning`` or ``watched``, since when.
 
     ``pinned`` is what slow growth is measured against, None in the first days.
     """
 
-    task: str | None
-    service: str | None
     state: str
     since: str
     pinned: PinnedUnit | None
@@ -950,11 +953,9 @@ def watched_units(blobs: Mapping[str, Blob]) -> list[WatchedUnit]:
         pins = {unit: _pinned(unit, Pin(*pin), of["step_us"]) for unit, pin in of["units"].items()}
     found: list[WatchedUnit] = []
     for unit, (is_learning, since_us) in msgspec.json.decode(kept.value).items():
-        kind, _, name = unit.partition(":")
         found.append(
             {
-                "task": name if kind == "task" else None,
-                "service": name if kind == "service" else None,
+                **_unit_name(unit),
                 "state": "learning" if is_learning else "watched",
                 "since": format_us(since_us),
                 "pinned": pins.get(unit),
@@ -963,11 +964,14 @@ def watched_units(blobs: Mapping[str, Blob]) -> list[WatchedUnit]:
     return sorted(found, key=lambda one: (one["state"], one["task"] or "", one["service"] or ""))
 
 
-def _pinned(unit: str, pin: Pin, step_us: int) -> PinnedUnit:
+def _unit_name(unit: str) -> UnitName:
     kind, _, name = unit.partition(":")
+    return {"task": name if kind == "task" else None, "service": name if kind == "service" else None}
+
+
+def _pinned(unit: str, pin: Pin, step_us: int) -> PinnedUnit:
     return {
-        "task": name if kind == "task" else None,
-        "service": name if kind == "service" else None,
+        **_unit_name(unit),
         "pinned_at": format_us(pin.at * step_us),
         "errors": float(f"{pin.rate * (_MINUTE_US / step_us if pin.by_time else 1):.3g}"),
         "per": "minute" if pin.by_time else "record",
@@ -1034,7 +1038,6 @@ def backtest(history: History, settings: DetectionSettings) -> Replayed:
     flags: list[Flag] = []
     lines: dict[str, str] = {}
     last: dict[str, Incident] = {}
-    merged: dict[str, str] = {}
     known: set[str] = set()  # fingerprints whose texts the engine has
     cutoff_us = 0
 
@@ -1056,8 +1059,6 @@ def backtest(history: History, settings: DetectionSettings) -> Replayed:
         known.update(ids)
         for change in engine.advance(counts, cutoff_us, {id: history.texts[id] or id for id in ids}):
             last[change.incident.id] = change.incident
-            if change.incident.merged_into is not None:
-                merged[change.incident.id] = change.incident.merged_into
         for judgement in engine.judgements:
             incident = engine.incidents.of(judgement) if judgement.is_raised else None
             if incident is not None:
@@ -1095,8 +1096,8 @@ def backtest(history: History, settings: DetectionSettings) -> Replayed:
     # What came last is judged once its grace is over; what comes after the end nobody knows.
     idle(cutoff_us + grid.grace_us + grid.step_us + TICK_US)
     for flag in flags:
-        while flag.ticket in merged:
-            flag.ticket = merged[flag.ticket]
+        while (into := last[flag.ticket].merged_into) is not None:
+            flag.ticket = into
     ordered = sorted(last.values(), key=lambda incident: (incident.opened_us, incident.id))
     learning = [unit.partition(":")[2] for unit in engine.judge.learning]
     return Replayed(flags, [_opened(incident, lines) for incident in ordered], learning)
