@@ -191,7 +191,7 @@ def sentence(finding: Finding) -> str:
         case "silence":
             return f"{seen} records in {over}, {usual} expected"
         case _:
-            parts = f"; its share of that: {finding.name}" if finding.name else ""
+            parts = f"; how much of it is what: {finding.name}" if finding.name else ""
             return f"several things mildly odd together, as in no normal window before{parts}"
 
 
