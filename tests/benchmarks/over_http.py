@@ -27,8 +27,10 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +127,33 @@ def _cpu_s(process: psutil.Process) -> float:
     return sum(sum(one.cpu_times()[:4]) if one is process else sum(one.cpu_times()[:2]) for one in _tree(process))
 
 
-def rss(process: psutil.Process) -> int:
-    """Return the bytes of memory of a process and those that it started, together."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return sum(one.memory_info().rss for one in _tree(process))
-    return 0
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a process and those that it started hold, in bytes, as Linux counts it.
+
+    A page that several of them map, such as a library's code, is in ``rss`` once for each, and in ``pss`` once.
+    Both have the pages of the mapped index that happen to be in memory, which are the system's to take back;
+    ``anonymous`` has no file's pages.
+    """
+
+    rss: int = 0
+    pss: int = 0
+    anonymous: int = 0
+
+    def most(self, other: Memory) -> Memory:
+        """Return the larger of each."""
+        return Memory(max(self.rss, other.rss), max(self.pss, other.pss), max(self.anonymous, other.anonymous))
+
+
+def memory(process: psutil.Process) -> Memory:
+    """Return what a process and those that it started hold now; nothing of those that have just ended."""
+    sums: Counter[str] = Counter()
+    for one in _tree(process):
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
+            for name, kb in re.findall(r"^(Rss|Pss|Anonymous|Swap): +([0-9]+) kB", text, re.MULTILINE):
+                sums[name] += int(kb) << 10
+    return Memory(sums["Rss"], sums["Pss"], sums["Anonymous"] + sums["Swap"])
 
 
 def _confine(process: psutil.Process, core: int) -> None:
@@ -190,36 +214,25 @@ def _peer(url: str, bodies: Sequence[bytes], n: int) -> tuple[float, float]:
 # The service.
 
 
-def anonymous(process: psutil.Process) -> int:
-    """Return the bytes of a process and those that it started that are no file's: the index is mapped into memory,
-    so most of ``rss`` may be pages that the system keeps of it while nobody else wants the room."""
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess, OSError):
-        for one in _tree(process):
-            text = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
-            total += sum(int(kb) << 10 for kb in re.findall(r"^(?:Anonymous|Swap): +([0-9]+) kB", text, re.MULTILINE))
-    return total
-
-
-class _Memory(threading.Thread):
+class _Watch(threading.Thread):
     """The most memory that a service's processes had together, looked at four times a second."""
 
     def __init__(self, process: psutil.Process) -> None:
         super().__init__(daemon=True)
         self._process = process
         self._end = threading.Event()
-        self._most, self._most_anonymous = 0, 0
+        self._most = Memory()
 
     def run(self) -> None:
         while not self._end.wait(0.25):
-            self._most = max(self._most, rss(self._process))
-            self._most_anonymous = max(self._most_anonymous, anonymous(self._process))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._most = self._most.most(memory(self._process))
 
-    def stop(self) -> tuple[int, int]:
-        """Return the most of all, and of what is no file's."""
+    def stop(self) -> Memory:
+        """Return the most of each."""
         self._end.set()
         self.join()
-        return self._most, self._most_anonymous
+        return self._most
 
 
 def _poster(service: ServiceProcess, waits: list[float]) -> Callable[[bytes], None]:
@@ -340,14 +353,14 @@ def embedded(url: str, n: int = 200_000) -> dict[str, Any]:
     """Return the figures of the embedded store beside the Elasticsearch at ``url``."""
     bodies, trace = batches(n, random.Random(1))
     with _service() as (service, process):
-        memory = _Memory(process)
-        memory.start()
+        watch = _Watch(process)
+        watch.start()
         _gap_ms(service)
         cpu = _cpu_s(process)
         acknowledged_s, searchable_s, waits = _fill(service, bodies, n)
         cpu_us = (_cpu_s(process) - cpu) / n * 1e6
         gap_ms = _gap_ms(service)
-        most, most_anonymous = memory.stop()
+        most = watch.stop()
         _check_planted(service)
         raw = sum(len(line) + 1 for lines in _lines(bodies) for line in lines)
         index = sum(path.stat().st_size for path in (service.directory / "data/index").rglob("*") if path.is_file())
@@ -358,8 +371,9 @@ def embedded(url: str, n: int = 200_000) -> dict[str, Any]:
             "cpu_us_per_record": round(cpu_us, 1),
             "ack_ms_p99_at_full_rate": round(_p99(waits) * 1000),
             "event_loop_gap_ms": round(gap_ms),
-            "memory_mb": most >> 20,
-            "memory_without_mapped_files_mb": most_anonymous >> 20,
+            "memory_mb": most.rss >> 20,
+            "memory_pss_mb": most.pss >> 20,
+            "memory_without_mapped_files_mb": most.anonymous >> 20,
             "index_to_raw": round(index / (raw * (n + WARM) / n), 2),
         }
         for name, params in QUERIES.items():

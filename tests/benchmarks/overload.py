@@ -118,6 +118,7 @@ class Watch:
     """What was seen from outside meanwhile."""
 
     rss_mb: list[int] = field(default_factory=list)
+    pss_mb: list[int] = field(default_factory=list)
     search_ms: list[float] = field(default_factory=list)
     lag_s: list[float] = field(default_factory=list)
     detection_lag_s: list[float] = field(default_factory=list)
@@ -131,7 +132,9 @@ class Watch:
 
     def _look(self, service: ServiceProcess, reader: str) -> None:
         assert service.process is not None
-        self.rss_mb.append(over_http.rss(psutil.Process(service.process.pid)) >> 20)
+        memory = over_http.memory(psutil.Process(service.process.pid))
+        self.rss_mb.append(memory.rss >> 20)
+        self.pss_mb.append(memory.pss >> 20)
         began = time.perf_counter()
         answer = service.http.get(
             "/api/v1/search",
@@ -234,7 +237,7 @@ def _run(service: ServiceProcess, seconds: float) -> dict[str, Any]:
         for name, value in _metrics(service).items()
         if name.startswith("ingest_throttled_requests_total")
     }
-    half = len(watch.rss_mb) // 2
+    half = len(watch.pss_mb) // 2
     return {
         "seconds": seconds,
         "capacity_per_s": round(capacity),
@@ -242,7 +245,8 @@ def _run(service: ServiceProcess, seconds: float) -> dict[str, Any]:
         "tenants": tenants,
         "throttled": throttled,
         "rss_mb_max": max(watch.rss_mb),
-        "rss_mb_median_of_each_half": [statistics.median(part) for part in (watch.rss_mb[:half], watch.rss_mb[half:])],
+        "pss_mb_max": max(watch.pss_mb),
+        "pss_mb_median_of_each_half": [statistics.median(part) for part in (watch.pss_mb[:half], watch.pss_mb[half:])],
         "search_p50_ms": round(statistics.median(watch.search_ms), 1),
         "search_p99_ms": _p99(watch.search_ms),
         "indexer_lag_s_max": round(max(watch.lag_s), 1),
