@@ -12,7 +12,8 @@ INSTALLED := $(VENV)/.installed
 UV := $(BIN)/uv --no-config
 BREAK ?= schema
 SERVER := $(BIN)/python -m tests.support.elasticsearch
-WORKERS ?= 2
+# One more than most machines have cores to spare: services under test often wait.
+WORKERS ?= 3
 # A service is started hundreds of times in the tests, and compiling its modules anew takes longer than all else.
 unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=

@@ -1,4 +1,7 @@
-"""What holds for every test: a clean environment, no clock in a property, and in CI no skipped test.
+"""What holds for every test: a clean environment, no clock in a property, the longest first, and in CI no skipped test.
+
+Tests run in random order on several workers. A test of minutes that one of them came to last would run alone, so
+those marked ``slow(seconds)`` begin, dealt to the workers like cards.
 
 A test that is skipped proves nothing, and nobody reads the list of skipped ones. Where ``CI`` is set, a skip is
 therefore a failure with the skip's own reason.
@@ -8,6 +11,7 @@ Not here: fixtures. They live beside the tests that use them or in ``tests/suppo
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Generator
 from typing import Any
@@ -32,6 +36,30 @@ def pytest_configure() -> None:
     for name in list(os.environ):
         if name.startswith("LOGSVC_") and not name.startswith("LOGSVC_TEST_"):
             del os.environ[name]
+
+
+@pytest.hookimpl(trylast=True)  # pytest-randomly shuffles first
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each worker's part of the tests its share of the longest, and those first.
+
+    xdist's ``worksteal`` gives the first worker the first n-th of the tests, the second the next, and so on; then
+    who has none left takes from the end of who has most.
+    """
+    workers: int = getattr(config, "workerinput", {}).get("workercount", 1)
+    seconds = {item: _seconds(item) for item in items}
+    long = sorted((item for item in items if seconds[item]), key=lambda item: -seconds[item])
+    rest = iter([item for item in items if not seconds[item]])
+    ordered: list[pytest.Item] = []
+    for n in range(workers):
+        part = (len(items) - len(ordered)) // (workers - n)
+        mine = long[n::workers]
+        ordered += mine + list(itertools.islice(rest, max(0, part - len(mine))))
+    items[:] = ordered + list(rest)
+
+
+def _seconds(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("slow")
+    return 0.0 if mark is None else mark.kwargs["seconds"]
 
 
 @pytest.hookimpl(wrapper=True)

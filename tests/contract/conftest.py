@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,41 +21,55 @@ StoreFactory = Callable[[], Store]
 elasticsearch_url = elasticsearch.elasticsearch_url  # a fixture of this folder
 
 
-@pytest.fixture
-def embedded_factory(tmp_path: Path) -> StoreFactory:
-    from logsvc.store.embedded import EmbeddedStore
-
-    return lambda: EmbeddedStore(tmp_path / "index")
+_STORES = ["embedded", pytest.param("elastic", marks=pytest.mark.elasticsearch)]
 
 
-@pytest.fixture
-def elastic_factory(elasticsearch_url: str) -> Iterator[StoreFactory]:
-    """Stores over one alias of its own, on the server that all tests share; its indices go with the test."""
-    from logsvc.store.elastic import ElasticStore
+@contextmanager
+def _factory(request: pytest.FixtureRequest, directory: Path) -> Iterator[StoreFactory]:
+    """Lend what opens the store that ``request`` names, always on the same data; everything it opened is closed.
 
-    prefix = f"test-{uuid.uuid4().hex}"
-    yield lambda: ElasticStore(elasticsearch_url, prefix=prefix)
-    elasticsearch.drop_indices(elasticsearch_url, prefix)
+    In Elasticsearch that is an alias of its own, on the server that all tests share; its indices go in the end.
+    """
+    with ExitStack() as stack:
+        if request.param == "embedded":
+            from logsvc.store.embedded import EmbeddedStore
 
+            def make() -> Store:
+                return EmbeddedStore(directory / "index")
 
-@pytest.fixture(params=["embedded", pytest.param("elastic", marks=pytest.mark.elasticsearch)])
-def store_factory(request: pytest.FixtureRequest) -> Iterator[StoreFactory]:
-    """Open the store under test; every store that a test opened is closed after it."""
-    try:
-        make: StoreFactory = request.getfixturevalue(f"{request.param}_factory")
-    except pytest.FixtureLookupError:
-        pytest.skip(f"no {request.param} store here")
-    with ExitStack() as opened:
+        else:
+            from logsvc.store.elastic import ElasticStore
+
+            url: str = request.getfixturevalue("elasticsearch_url")
+            prefix = f"test-{uuid.uuid4().hex}"
+            stack.callback(elasticsearch.drop_indices, url, prefix)
+
+            def make() -> Store:
+                return ElasticStore(url, prefix=prefix)
 
         def open_store() -> Store:
             store = make()
-            opened.callback(store.close)
+            stack.callback(store.close)
             return store
 
         yield open_store
+
+
+@pytest.fixture(params=_STORES)
+def store_factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreFactory]:
+    """Open the store under test."""
+    with _factory(request, tmp_path) as factory:
+        yield factory
 
 
 @pytest.fixture
 def store(store_factory: StoreFactory) -> Store:
     """The store under test, empty."""
     return store_factory()
+
+
+@pytest.fixture(scope="module", params=_STORES)
+def shared_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """The store under test for all tests of a module that only read what the module has put there."""
+    with _factory(request, tmp_path_factory.mktemp("shared")) as factory:
+        yield factory()

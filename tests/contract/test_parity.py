@@ -27,12 +27,12 @@ from tests.support import oracle
 from tests.support.elasticsearch import drop_indices
 from tests.support.query_generator import CASES, Case, Generator
 
-pytestmark = [pytest.mark.elasticsearch, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.elasticsearch, pytest.mark.slow(seconds=5), pytest.mark.timeout(400)]
 
 SEED = 20_261_122
 RECORDS = 1_000
-CASES_EACH = 100
-LEAST_WITH_HITS = 30
+CASES_EACH = 60
+LEAST_WITH_HITS = 18
 SHOWN = 20
 SHOWN_MOSTLY = 3  # fetching hits is most of what a query costs the server, and every query compares its count
 ORACLE_EVERY = 20
@@ -68,6 +68,7 @@ def explain(case: Case, entries: list[Entry], embedded: list[int], elastic: list
     )
 
 
+@pytest.mark.slow(seconds=90)
 def test_every_form_of_the_grammar_finds_the_same_on_both_stores(stores: Stores) -> None:
     generator = Generator(SEED)
     entries = generator.make_records(RECORDS)

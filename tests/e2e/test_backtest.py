@@ -11,6 +11,8 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from tests.support.service import ServiceProcess
 
 NOW = datetime.now(UTC)
@@ -66,6 +68,7 @@ def _pass(source: socket.socket, target: socket.socket, left: int | None) -> Non
             end.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.slow(seconds=25)
 def test_a_query_gives_the_flags_of_a_file_of_the_same_records_even_if_the_connection_breaks(
     service: ServiceProcess, tmp_path: Path
 ) -> None:

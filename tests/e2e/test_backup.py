@@ -44,6 +44,7 @@ def repository(elasticsearch_url: str) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.elasticsearch
+@pytest.mark.slow(seconds=60)
 def test_a_backup_beside_a_service_under_load_is_put_back_whole(tmp_path: Path, repository: dict[str, str]) -> None:
     folder = tmp_path / "backups"
     url, prefix = repository["LOGSVC_STORE_URL"], repository["LOGSVC_STORE_PREFIX"]

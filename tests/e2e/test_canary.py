@@ -51,7 +51,7 @@ def _events(service: ServiceProcess) -> list[dict[str, Any]]:
     return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_a_canary_comes_through_unseen_and_one_that_does_not_is_a_ticket(
     service: ServiceProcess, receiver: Receiver
 ) -> None:

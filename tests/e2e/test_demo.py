@@ -14,7 +14,7 @@ import pytest
 from tests.support.elasticsearch import drop_indices
 from tests.support.service import ServiceProcess
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow(seconds=150), pytest.mark.timeout(900)]
 
 
 _SHORT = ("--days", "0.75")  # more history shows nothing more; one test has all of it
@@ -41,6 +41,7 @@ _BREAKS = {  # what breaks → options, and what must be said
 }
 
 
+@pytest.mark.slow(seconds=300)
 def test_each_break_opens_exactly_the_right_ticket_and_none_opens_none(tmp_path: Path) -> None:
     # Two at a time in one test: for most of its minutes a demo waits for its clock, not for the processor.
     with ThreadPoolExecutor(2) as pool:
@@ -52,6 +53,7 @@ def test_each_break_opens_exactly_the_right_ticket_and_none_opens_none(tmp_path:
         assert [word for word in words if word not in said] == [], f"{what}: {said[-3000:]}"
 
 
+@pytest.mark.slow(seconds=15)
 def test_a_demo_whose_window_is_closed_leaves_no_program_behind(tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LOGSVC_") and name != "CI"}
     command = [sys.executable, "-m", "logsvc", "demo", "--break", "none", "--dir", str(tmp_path), *_SHORT]

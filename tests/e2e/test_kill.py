@@ -64,7 +64,7 @@ class Sender(threading.Thread):
                     self._stopping.wait(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 @pytest.mark.timeout(400)
 def test_each_acknowledged_record_is_found_exactly_once_after_kills_at_full_speed(own_service: ServiceProcess) -> None:
     service, stop = own_service, threading.Event()

@@ -68,7 +68,7 @@ def burst(at: datetime, n: int = 40) -> Iterator[dict[str, object]]:
         }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 @pytest.mark.timeout(300)
 def test_a_burst_becomes_one_ticket_that_says_what_broke(
     tmp_path: Path, own_settings: dict[str, str], receiver: Receiver

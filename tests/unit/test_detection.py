@@ -347,7 +347,7 @@ def _nudge(bench: Bench) -> bool:
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_a_restart_and_a_killed_worker_change_nothing(tmp_path: Path) -> None:
     told = []
     for is_disturbed in (False, True):
@@ -421,7 +421,7 @@ def test_tenants_are_judged_apart(bench: Bench) -> None:
     assert {ticket.tenant for _, ticket in bench.state.events} == {"other"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_a_service_has_a_budget_of_its_own_also_after_a_restart(tmp_path: Path) -> None:
     bench = Bench(tmp_path, DetectionSettings(false_tickets_for=(BudgetFor("service", "billing", 0.0001),)))
     begin = NOW_US + MINUTE_US

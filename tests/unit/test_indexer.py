@@ -403,6 +403,7 @@ def test_what_is_before_a_backlog_is_complete_while_the_backlog_lasts(service: S
     service.journal.append_sync([record(3)])
     ingest.settled_us = T0 + 3 * second
     assert pipeline.searchable_until(T0 + 3 * second, 0.05) == T0 + 2 * second, "the second record's mark is passed"
+    service.store.is_away = False  # else its end would wait for the third
 
 
 def test_nobody_waits_for_an_indexer_that_has_stopped(service: Service) -> None:
