@@ -311,7 +311,9 @@ class Agent:
             if isinstance(stream.source, FileSource) and stream.source.skipped:
                 for path, reason in stream.source.skipped.items():
                     if path not in self._told_skipped and len(self._told_skipped) < _TOLD_MAX:
-                        _say(f"cannot read {path}, its lines are left out: {reason.strerror or reason}")
+                        _say(
+                            f"cannot read {path}, or not to its end; what cannot be read is left out: {reason.strerror or reason}"
+                        )
                         self._told_skipped.add(path)
                         self.counters.files_skipped += 1
                 stream.source.skipped.clear()

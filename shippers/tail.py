@@ -61,7 +61,47 @@ def _open_zst(packed: IO[bytes], mode: str) -> Any:
     except ImportError as exc:
         hint = "reading .zst needs Python 3.14 or: pip install 'logsvc-shippers[zstd]'"
         raise OSError(errno.ENOTSUP, hint) from exc
-    return zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True, closefd=False)
+    return _ZstdReader(packed, zstandard.ZstdDecompressor().decompressobj)
+
+
+class _ZstdReader:
+    """Reads frames of Zstandard; unlike the library's own reader it knows a torn frame from a whole one."""
+
+    def __init__(self, packed: IO[bytes], new_frame: Callable[[], Any]) -> None:
+        self._packed = packed
+        self._new_frame = new_frame
+        self._frame: Any = None  # None between two
+        self._more = b""  # read, not yet unpacked
+        self._ready = b""
+        self._at = 0
+
+    def read1(self, count: int) -> bytes:
+        """Return at most ``count`` bytes; none at the end.
+
+        Raises:
+            EOFError: If the last frame is not whole.
+        """
+        while not self._ready:
+            # Little at a time, since it may unpack to tens of thousands times as much.
+            packed, self._more = self._more or self._packed.read(512), b""
+            if not packed:
+                if self._frame is not None:
+                    raise EOFError("Compressed file ended before the end of a frame was reached")
+                return b""
+            frame = self._frame = self._frame or self._new_frame()
+            self._ready = frame.decompress(packed)
+            if frame.eof:
+                self._frame, self._more = None, frame.unused_data
+        data, self._ready = self._ready[:count], self._ready[count:]
+        self._at += len(data)
+        return data
+
+    def tell(self) -> int:
+        """Return how many bytes were read."""
+        return self._at
+
+    def close(self) -> None:
+        """Do nothing: the file is its owner's."""
 
 
 _OPENERS: Mapping[str, Callable[[Any, str], Any]] = {
@@ -196,7 +236,8 @@ class _File:
         self.is_rotated = is_rotated
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
         self._packed: IO[bytes] | None = None
-        self._unpacked: IO[bytes] | None = None
+        self._unpacked: Any = None
+        self._damage: OSError | None = None
         self._first = b""
         try:
             self.inode = os.fstat(self.descriptor).st_ino
@@ -209,6 +250,7 @@ class _File:
                     # Read again from the start: not every kind can go back.
                     self._packed.seek(0)
                     self._unpacked = opener(self._packed, "rb")
+                    self._damage = None
                 while self._unpacked.tell() < offset and self._unpack(min(READ_BYTES, offset - self._unpacked.tell())):
                     pass
             else:
@@ -249,13 +291,25 @@ class _File:
         os.close(self.descriptor)
 
     def _unpack(self, count: int) -> bytes:
-        assert self._unpacked is not None
-        try:
-            return self._unpacked.read(count)
-        except OSError:
-            raise
-        except Exception as exc:  # each kind has errors of its own: EOFError, zlib.error, LZMAError, ZstdError
-            raise OSError(errno.EIO, f"damaged: {exc}", self.path) from exc
+        """Return the next bytes, less than ``count`` only before the end or a damage, which the next call raises."""
+        parts: list[bytes] = []
+        while count and self._damage is None:
+            try:
+                # Not read(), which forgets what it has when it comes upon a damage.
+                part = self._unpacked.read1(count)
+            except Exception as exc:  # each kind has errors of its own: EOFError, zlib.error, LZMAError, ZstdError
+                if isinstance(exc, OSError) and exc.errno is not None:
+                    self._damage = exc
+                else:
+                    self._damage = OSError(errno.EIO, f"damaged: {exc}", self.path)
+                break
+            if not part:
+                break
+            parts.append(part)
+            count -= len(part)
+        if self._damage is not None and not parts:
+            raise self._damage
+        return b"".join(parts)
 
 
 class FileSource:
@@ -336,11 +390,14 @@ class FileSource:
             return self._read()
         except OSError as exc:
             self.error = exc
-            if self._file is not None and self._file.is_rotated:
-                self._leave()  # damaged: what could be read of it was
-            else:
+            if self._file is None or not self._file.is_rotated:
                 self.close()
-            return None
+                return None
+            # Damaged: what could be read of it was, but for its last line.
+            self._skip(exc)
+            last = self._chunk(self._lines.finish()) if self._identity else None
+            self._leave()
+            return last
 
     def finish(self) -> Chunk | None:
         """Return the last line though it has no line feed, or None."""

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import lzma
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 import shippers
 from shippers import Settings
@@ -556,6 +561,41 @@ def test_many_files_are_followed_with_few_held_open(tmp_path: Path) -> None:
     assert agent.finish(20.0, 20.0)
     batcher.close(1.0)
     assert sorted(record["message"] for record in transport.records) == sorted(written)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack", "unpacker"),
+    [
+        (".gz", gzip.compress, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16)),
+        (".xz", lzma.compress, lzma.LZMADecompressor),
+        (".zst", zstandard.compress, lambda: zstandard.ZstdDecompressor().decompressobj()),
+    ],
+)
+def test_of_a_torn_rotated_file_all_that_can_be_read_is_sent(
+    rig: Rig,
+    capsys: pytest.CaptureFixture[str],
+    suffix: str,
+    pack: Callable[[bytes], bytes],
+    unpacker: Callable[[], Any],
+) -> None:
+    rig.write("first\n")
+    rig.start(queue_max_records=100_000)
+    rig.agent.run(is_once=True)
+    rig.log.unlink()
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abcdefghij", k=6)) for _ in range(5_000)]
+    written = "".join(f"line {n} {' '.join(rng.choices(words, k=3))}\n" for n in range(12_000))
+    whole = pack(written.encode())
+    packed = whole[: len(whole) * 9 // 10]
+    readable = unpacker().decompress(packed).decode()
+    assert 200_000 < len(readable) < len(written)
+    rig.log.with_name(f"shop.log.1{suffix}").write_bytes(packed)
+    rig.write("next\n")
+    rig.agent.run(is_once=True)
+    assert rig.stop()
+    assert rig.messages() == ["first", *readable.splitlines(), "next"]
+    assert rig.agent.metrics()["agent_files_skipped_total"] == 1
+    assert "ended before" in capsys.readouterr().err
 
 
 def test_a_rotated_file_that_cannot_be_read_is_named_and_counted(
