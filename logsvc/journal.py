@@ -225,6 +225,16 @@ class Pace:
             return False
         return now - self._noted_at < _STANDS_STILL_AFTER_S
 
+    def room(self, last_seq: int, now: float) -> int:
+        """Return how many records may be appended after ``last_seq`` in one group.
+
+        While the reader is behind that is hardly one append: a large group would use up what is admitted for many
+        seconds, and whoever comes right after it, for the first time in a while, would wait for longer than he may.
+        """
+        if self._admit_through is None or self._noted_at is None or now - self._noted_at >= _STANDS_STILL_AFTER_S:
+            return _GROUP_RECORDS
+        return max(0, min(_GROUP_RECORDS, self._admitted(now) - last_seq))
+
     def _admitted(self, now: float) -> int:
         """Return up to which number appends go; a reader of large batches is noted seldom, and nobody waits that long.
 
@@ -541,8 +551,8 @@ class Journal:
                 if not self._waiting and not self._is_roll_wanted:
                     return
                 group: list[_Pending] = []
-                records = 0
-                while self._waiting and (not group or records + len(self._waiting.peek().entries) <= _GROUP_RECORDS):
+                records, most = 0, self._pace.room(self._last_seq, time.monotonic())
+                while self._waiting and (not group or records + len(self._waiting.peek().entries) <= most):
                     group.append(self._waiting.pop())
                     records += len(group[-1].entries)
                 is_roll_wanted, self._is_roll_wanted = self._is_roll_wanted, False

@@ -23,6 +23,7 @@ from logsvc import durable
 from logsvc.errors import BadInput, JournalFull, Overloaded
 from logsvc.journal import Journal, Pace
 from logsvc.records import Entry
+from logsvc.turns import Lines
 from tests.support.records import T0, make_entry
 
 TIMEOUT_S = 30.0
@@ -492,6 +493,29 @@ def test_a_slow_reader_of_large_batches_lets_somebody_in_all_the_time() -> None:
         assert last - through <= 31 * 20_000 // 7 + 30_000
     assert max(later - now for now, later in pairwise(admitted_at)) <= 2
     assert len(admitted_at) * 1_000 / 1_400 == pytest.approx(20_000 / 7, rel=0.1)
+
+
+def test_who_sends_little_gets_in_behind_a_backlog_before_a_body_has_waited_too_long() -> None:
+    pace, waiting = Pace(max_lag_s=30), Lines[tuple[str, float]]()
+    last = through = 0
+    longest = {"greedy": 0.0, "modest": 0.0}
+    for tick in range(6_000):
+        now = tick / 10
+        if tick % 40 == 0:  # so long it takes for a batch
+            through = min(last, through + 12_000)
+            pace.note(last, through, now)
+            waiting.push("modest", ("modest", now), 1_000)
+        while len(waiting) < 40:
+            waiting.push("greedy", ("greedy", now), 1_000)
+        if not pace.is_behind(last, now):
+            group, most = [waiting.pop()], pace.room(last, now)  # as the writer's thread does
+            while waiting and 1_000 * (len(group) + 1) <= most:
+                group.append(waiting.pop())
+            last += 1_000 * len(group)
+            for tenant, since in group:
+                longest[tenant] = max(longest[tenant], now - since)
+    assert longest["greedy"] > 5
+    assert longest["modest"] < 2
 
 
 def test_a_store_that_is_away_holds_nobody_back_and_its_backlog_shrinks_without_refusing_a_moderate_sender() -> None:
