@@ -427,6 +427,10 @@ def tickets_list(
             terminal.console().print(terminal.tickets_table(body["tickets"]))
         else:
             terminal.console().print("No tickets: nothing has looked wrong so far.")
+        if output is Output.TEXT and (learning := body.get("learning")):
+            terminal.console(is_error=True).print(
+                f"[dim]tasks still learning: {learning:,}, for which plain rules alone open tickets; `logsvc tasks` shows them[/]"
+            )
 
 
 @tickets_app.command("show")

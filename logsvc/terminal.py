@@ -362,6 +362,10 @@ def ticket_view(ticket: Mapping[str, Any]) -> Group:
     facts = Table.grid(padding=(0, 2))
     for name, value in (
         ("Task", ", ".join(ticket.get("tasks") or []) or "none"),
+        (
+            "Learning",
+            f"{', '.join(names)}: plain rules alone open tickets" if (names := ticket.get("learning")) else "",
+        ),
         ("Service", ticket.get("service") or "unknown"),
         ("Release", ", ".join(ticket.get("releases") or []) or "unknown"),
         ("Odd", f"{_moment(ticket['window']['start'])} to {_moment(ticket['window']['end'])} UTC"),

@@ -180,10 +180,11 @@ def ticket_id(*parts: object) -> str:
 
 
 class TicketList(TypedDict):
-    """What ``/api/v1/tickets`` answers: a page, the newest first."""
+    """What ``/api/v1/tickets`` answers: a page, the newest first, and how many tasks are still being learned."""
 
     tickets: list[Ticket]
     next_cursor: str | None
+    learning: int
 
 
 class TicketEvent(Enum):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, TypedDict
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from loguru import logger
 
 from logsvc.api.auth import Reader, Responder
+from logsvc.api.pages import page
 from logsvc.api.parameters import example, json_response
+from logsvc.api.problems import is_browser
 from logsvc.api.services import ServicesDep
 from logsvc.detection import WatchedUnit, watched_units
 from logsvc.errors import BadInput
@@ -61,6 +63,7 @@ class TaskList(TypedDict):
     "/tasks", summary="Which tasks are watched, and which are still being learned?", responses=example(_EXAMPLE)
 )
 def tasks(
+    request: Request,
     services: ServicesDep,
     reader: Reader,
     limit: Annotated[int, Query(ge=1, le=10_000, description="Tasks to show.")] = 1_000,
@@ -71,7 +74,7 @@ def tasks(
     then plain rules alone open tickets for it (ten failures within five minutes that are half of all it did,
     or far more than before). From then on it is `watched` by what is usual for it. What has no task is listed by
     its `service`. `since` is the event time from which the state holds. `pinned` is the rate of errors against
-    which growth over hours and days is measured; it stays until somebody accepts another.
+    which growth over hours and days is measured; it stays until somebody accepts another. A browser gets a page.
     """
     found = watched_units(services.state.blobs(reader.tenant))
     answer: TaskList = {
@@ -79,7 +82,7 @@ def tasks(
         "learning": sum(unit["state"] == "learning" for unit in found),
         "tasks": found[:limit],
     }
-    return json_response(answer)
+    return page("tasks.html", **answer) if is_browser(request) else json_response(answer)
 
 
 @router.post(

@@ -1,38 +1,25 @@
-"""Tickets over HTTP: JSON for programs, one plain page for a browser.
-
-The page is rendered here, without scripts; every text of a log is escaped by the template.
-"""
+"""Tickets over HTTP: JSON for programs, a page for a browser."""
 
 from __future__ import annotations
 
-import shlex
-from functools import cache
 from typing import Annotated
 from urllib.parse import urlencode
 
-import jinja2
 import msgspec
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import Response
 
 from logsvc.api.auth import Reader
+from logsvc.api.pages import page
 from logsvc.api.parameters import json_response
 from logsvc.api.problems import is_browser
-from logsvc.api.services import ServicesDep
+from logsvc.api.services import Services, ServicesDep
+from logsvc.detection import watched_units
 from logsvc.errors import NotFound
-from logsvc.terminal import few, moment, step_s
 from logsvc.tickets import Severity, Ticket, TicketState
 from logsvc.timestamps import parse_rfc3339
 
 router = APIRouter(prefix="/api/v1/tickets", tags=["tickets"])
-
-_PAGE_HEADERS = {
-    # Nothing of a log may run or load anything.
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
 
 _EXAMPLE = {
     "id": "t-54c102d5837e",
@@ -50,23 +37,12 @@ _EXAMPLE = {
 }
 
 
-@cache
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("logsvc.api"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["picture"] = picture
-    environment.globals["moment"] = moment
-    environment.globals["step_s"] = step_s
-    environment.filters["few"] = few
-    environment.filters["shellquote"] = shlex.quote
-    return environment
-
-
 @router.get(
     "",
     summary="List tickets",
-    responses={200: {"content": {"application/json": {"example": {"tickets": [_EXAMPLE], "next_cursor": None}}}}},
+    responses={
+        200: {"content": {"application/json": {"example": {"tickets": [_EXAMPLE], "next_cursor": None, "learning": 0}}}}
+    },
 )
 def tickets(
     request: Request,
@@ -78,14 +54,14 @@ def tickets(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(description="next_cursor of the page before.")] = None,
 ) -> Response:
-    """Return tickets, the newest first."""
-    page = services.state.list_tickets(
+    """Return tickets, the newest first. `learning` is how many tasks are still being learned; see `/api/v1/tasks`."""
+    found = services.state.list_tickets(
         reader.tenant, state=state, severity=severity, task=task, limit=limit, cursor=cursor
     )
+    learning = _learning(services, reader.tenant)
     if is_browser(request):
-        html = _templates().get_template("tickets.html").render(tickets=page.tickets, next_cursor=page.next_cursor)
-        return HTMLResponse(html, headers=_PAGE_HEADERS)
-    return json_response({"tickets": page.tickets, "next_cursor": page.next_cursor})
+        return page("tickets.html", tickets=found.tickets, next_cursor=found.next_cursor, learning=len(learning))
+    return json_response({"tickets": found.tickets, "next_cursor": found.next_cursor, "learning": len(learning)})
 
 
 @router.get(
@@ -100,24 +76,39 @@ def ticket(request: Request, services: ServicesDep, reader: Reader, id: str) -> 
     """Return one ticket whole, with where it was delivered; a browser gets a page.
 
     `data_completeness.share` is how much of what is known to have been emitted in the ticket's window
-    can be found; see `/api/v1/loss`.
+    can be found; see `/api/v1/loss`. `learning` are those of its tasks that are still being learned, for which
+    plain rules alone open tickets.
     """
     found = services.state.get_ticket(reader.tenant, id)
     if found is None:
         raise NotFound(f"there is no ticket {id[:100]!r}; `logsvc tickets list` shows those there are")
     deliveries = services.state.deliveries(reader.tenant, id)
+    learning = sorted(_learning(services, reader.tenant) & set(found.tasks))
     if is_browser(request):
-        page = (
-            _templates()
-            .get_template("ticket.html")
-            .render(ticket=found, deliveries=deliveries, search_url=search_url(services.public_url, found))
+        return page(
+            "ticket.html",
+            ticket=found,
+            deliveries=deliveries,
+            learning=learning,
+            bars=picture(found),
+            search_url=search_url(services.public_url, found),
         )
-        return HTMLResponse(page, headers=_PAGE_HEADERS)
     completeness = services.ledger.completeness(
         reader.tenant, *(parse_rfc3339(moment) // 1_000 for moment in (found.window.start, found.window.end))
     )
-    body = {**ticket_json(found, services.public_url), "data_completeness": completeness, "deliveries": deliveries}
+    body = {
+        **ticket_json(found, services.public_url),
+        "learning": learning,
+        "data_completeness": completeness,
+        "deliveries": deliveries,
+    }
     return json_response(body)
+
+
+def _learning(services: Services, tenant: str) -> set[str]:
+    """Return the names of the tasks that are still being learned, and of services for what has no task."""
+    units = watched_units(services.state.blobs(tenant))
+    return {str(unit["task"] or unit["service"]) for unit in units if unit["state"] == "learning"}
 
 
 def ticket_json(ticket: Ticket, public_url: str) -> dict[str, object]:

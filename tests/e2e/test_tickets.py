@@ -155,3 +155,30 @@ def test_a_burst_becomes_one_ticket_that_says_what_broke(
         assert pinned["email.send"] is None  # not known for three days
     finally:
         service.close()
+
+
+def test_a_task_that_is_still_being_learned_is_shown_as_such(embedded_service: ServiceProcess) -> None:
+    service = embedded_service
+    key = service.http.headers["Authorization"].removeprefix("Bearer ")
+    service.ingest(burst(datetime.now(UTC) - timedelta(minutes=15)))
+    service.wait("a ticket", lambda: service.get("/tickets")["tickets"], JUDGED_WITHIN_S, 0.5)
+    listed = service.get("/tickets")
+    [ticket] = listed["tickets"]
+    assert listed["learning"] == 1
+    assert service.get(f"/tickets/{ticket['id']}")["learning"] == ["reports.build"]
+
+    def of_browser(path: str) -> str:
+        page = service.http.get(f"/api/v1{path}", headers={"Accept": "text/html"})
+        assert page.headers["content-type"].startswith("text/html")
+        return page.text
+
+    assert "1 still learning" in of_browser("/tickets")
+    assert "Still learning" in of_browser(f"/tickets/{ticket['id']}")
+    assert '<span class="badge learning">learning</span>' in of_browser("/tasks")
+
+    def of_terminal(*command: str) -> str:
+        done = service.run(*command, LOGSVC_URL=service.url, LOGSVC_API_KEY=key)
+        return done.stdout + done.stderr
+
+    assert "tasks still learning: 1" in of_terminal("tickets", "list")
+    assert "plain rules alone" in of_terminal("tickets", "show", ticket["id"])

@@ -226,7 +226,7 @@ def test_a_reader_that_wants_no_more_gets_no_traceback() -> None:
 
 def test_a_ticket_is_shown_whole() -> None:
     body = {**msgspec.to_builtins(make_ticket("t-54c102d5837e")), "url": "http://x/t", "deliveries": []}
-    tickets = {"/api/v1/tickets/t-54c102d5837e": Answer(body), "/api/v1/tickets": Answer({"tickets": [body], "next_cursor": None})}  # fmt: skip
+    tickets = {"/api/v1/tickets/t-54c102d5837e": Answer(body), "/api/v1/tickets": Answer({"tickets": [body], "next_cursor": None, "learning": 0})}  # fmt: skip
     with answering(tickets) as url:
         shown = run("tickets", "show", "t-54c102d5837e", "--url", url, COLUMNS="40")
         listed = run("tickets", "list", "--url", url, "-o", "json")

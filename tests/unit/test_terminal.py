@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from logsvc.api.tickets import _templates
+from logsvc.api.pages import page
+from logsvc.api.tickets import picture
 from logsvc.terminal import MAX_SHOWN, burst_chart, clean, pointed, record_line, step_s
 from logsvc.tickets import Point
 from tests.support.tickets import make_ticket
@@ -50,9 +51,9 @@ def test_a_chart_tells_its_steps_apart_and_says_how_long_one_is(step: int, first
 
 def test_a_page_tells_the_steps_of_its_chart_apart() -> None:
     ticket = make_ticket(series=[Point(str(p["start"]), 4.0, 1.0) for p in _series(12)])
-    page = _templates().get_template("ticket.html").render(ticket=ticket, deliveries=[], search_url="x")
-    assert "2026-01-31 12:00:12: 4, expected 1" in page
-    assert "records per 12 s" in page
+    shown = bytes(page("ticket.html", ticket=ticket, deliveries=[], bars=picture(ticket), search_url="x").body).decode()
+    assert "2026-01-31 12:00:12: 4, expected 1" in shown
+    assert "records per 12 s" in shown
 
 
 def test_one_step_alone_does_not_say_how_long_it_is() -> None:
