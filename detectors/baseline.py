@@ -91,15 +91,17 @@ class Pin(NamedTuple):
             numbers[Number.TREND_PINNED] = self.at
 
 
-def pin(series: Series, until: int, accepted: int = 0) -> Pin:
-    """Return the rate of errors in everything clean before the step ``until``, the edge of a window."""
-    [(_, rows)] = clean_sums([(series, until)])
-    errors, records, steps = rows[:, [Sum.ERRORS, Sum.RECORDS, Sum.STEPS]].sum(axis=0).tolist()
-    by_time = errors > _BY_TIME * records
-    events = errors + 0.7
-    rate = events / ((steps if by_time else records) + 60)
-    spread = _slow_spread(rows[None], np.ones(len(rows)), Sum.ERRORS, np.array([rate]), np.array([by_time]))
-    return Pin(rate, 1 / events + float(spread[0]), by_time, until, accepted)
+def pins(pasts: Sequence[tuple[Series, int]], accepted: int = 0) -> list[Pin]:
+    """Return of each unit the rate of errors in everything clean before a step, the edge of a window."""
+    out = []
+    for (_, until), (_, rows) in zip(pasts, clean_sums(pasts), strict=True):
+        errors, records, steps = rows[:, [Sum.ERRORS, Sum.RECORDS, Sum.STEPS]].sum(axis=0).tolist()
+        by_time = errors > _BY_TIME * records
+        events = errors + 0.7
+        rate = events / ((steps if by_time else records) + 60)
+        spread = _slow_spread(rows[None], np.ones(len(rows)), Sum.ERRORS, np.array([rate]), np.array([by_time]))
+        out.append(Pin(rate, 1 / events + float(spread[0]), by_time, until, accepted))
+    return out
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from detectors.base import (
     Judgement,
     TemplateCount,
 )
-from detectors.baseline import Baseline, Number, Pin, learn, pin
+from detectors.baseline import Baseline, Number, Pin, learn, pins
 from detectors.calibrate import Budgets
 from detectors.forest import Forest
 from detectors.incidents import HOLD_WINDOWS, REJOIN_WINDOWS, Change, Facts, Incidents
@@ -308,7 +308,7 @@ class Judge:
         for step in [step for step in unit.marks if step >= accepted]:
             self._set_mark(unit, step, None)
         unit.begin_anew(accepted)
-        unit.pin = pin(unit.series, until, accepted)
+        [unit.pin] = pins([(unit.series, until)], accepted)
         self._is_changed = self._has_pinned = True
         return unit.pin
 
@@ -575,10 +575,11 @@ class Judge:
         self._blind = [(start, end) for start, end in self._blind if end > before]
         today = day * DAY_US // self.grid.step_us
         today -= today % BLOCK_STEPS
+        known = today - self.grid.day_steps(_PIN_DAYS)
+        fresh = [unit for unit in self._units.values() if unit.pin is None and unit.series.first <= known]
+        for unit, held in zip(fresh, pins([(unit.series, today) for unit in fresh]), strict=True):
+            unit.pin, self._has_pinned = held, True
         for name, unit in list(self._units.items()):
-            if unit.pin is None and today - unit.series.first >= self.grid.day_steps(_PIN_DAYS):
-                unit.pin = pin(unit.series, today)
-                self._has_pinned = True
             for step in [step for step in unit.marks if step < before]:
                 self._set_mark(unit, step, None)
             unit.bases.clear()

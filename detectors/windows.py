@@ -11,6 +11,7 @@ Not here: what is normal (baseline.py), what is odd (signals.py).
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
@@ -46,8 +47,8 @@ Odd = dict[int, npt.NDArray[np.int16]]
 
 _BELOW_INFO = frozenset({"trace", "debug"})
 _OF_LEVEL = {"error": Row.ERRORS, "fatal": Row.ERRORS, "warn": Row.WARNINGS}
-_SUMMED = 16
-"""Runs of blocks that are summed at once: after a start, each is eight days."""
+_SUMMED_STEPS = 1 << 16
+"""So many steps are summed at once: of hundreds of units their last hour, or the eight days of a few after a start."""
 _CENTRE = 200
 """Squares of durations are kept about this bucket (a fifth of a second), so that they stay small."""
 
@@ -186,9 +187,7 @@ class Table:
         blocks = known[np.searchsorted(known, base.first_block) : np.searchsorted(known, whole)]
         if not blocks.size:
             return np.zeros(0)
-        parts = [self._blocks[block] for block in blocks.tolist()]
-        entries = np.frombuffer(b"".join(parts), _ENTRIES)
-        place = np.repeat(np.arange(len(blocks)), np.array(list(map(len, parts))) // _ENTRY.size)
+        entries, place = self._joined(blocks.tolist())
         marked = [(at, odd[block]) for at, block in enumerate(blocks.tolist()) if block in odd] if odd else ()
         if marked:
             is_clean = np.ones((len(blocks), BLOCK_STEPS), np.bool_)
@@ -208,20 +207,36 @@ class Table:
         found: FloatArray = np.bincount(cells // len(blocks), weighted, len(self._names)).astype(np.float64)
         return found
 
+    def _joined(self, blocks: Sequence[int]) -> tuple[npt.NDArray[np.void], IntArray]:
+        """Return all entries of blocks, and of each its block's place among them."""
+        parts = [self._blocks[block] for block in blocks]
+        entries = np.frombuffer(b"".join(parts), _ENTRIES)
+        return entries, np.repeat(np.arange(len(parts)), np.array([len(part) for part in parts]) // _ENTRY.size)
+
     def trim(self, before: int) -> None:
         """Forget everything before the step ``before``."""
-        if not self.first or min(self.first.values()) >= before:
+        if min(self.first.values(), default=before) >= before:
             return
-        end = (max(self._blocks) + 1) * BLOCK_STEPS
-        kept = list(self._entries(before, end))
-        names = self._names
-        left = {number for number, _, _ in kept}
-        for number, step, _ in self._entries(min(self.first.values()), before):
-            if number not in left:
-                self.forgotten[names[number]] = max(step, self.forgotten.get(names[number], step))
-        self._blocks, self._names, self._numbers, self.first = {}, [], {}, {}
-        for number, step, n in kept:
-            self.add(names[number], step, n)
+        blocks = sorted(self._blocks)
+        entries, place = self._joined(blocks)
+        steps = np.array(blocks)[place] * BLOCK_STEPS + entries["offset"]
+        last, first = np.full(len(self._names), -1), np.full(len(self._names), np.iinfo(np.int64).max)
+        np.maximum.at(last, entries["number"], steps)
+        is_kept = steps >= before
+        kept, place = entries[is_kept], place[is_kept]
+        np.minimum.at(first, kept["number"], steps[is_kept])
+        is_left = last >= before
+        for number in np.flatnonzero(~is_left).tolist():
+            name, step = self._names[number], int(last[number])
+            self.forgotten[name] = max(step, self.forgotten.get(name, step))
+        kept["number"] = (np.cumsum(is_left) - 1)[kept["number"]]
+        self._names = [name for name, is_one in zip(self._names, is_left.tolist(), strict=True) if is_one]
+        self._numbers = {name: number for number, name in enumerate(self._names)}
+        self.first = dict(zip(self._names, first[is_left].tolist(), strict=True))
+        ends = np.searchsorted(place, np.arange(len(blocks) + 1)) * _ENTRY.size
+        data = kept.tobytes()
+        parts = (bytearray(data[low:high]) for low, high in itertools.pairwise(ends.tolist()))
+        self._blocks = {block: part for block, part in zip(blocks, parts, strict=True) if part}
 
 
 def _blocks(start: int, end: int) -> range:
@@ -467,48 +482,58 @@ def clean_sums(pasts: Sequence[tuple[Series, int]]) -> list[tuple[int, FloatArra
         rows = series.blocks[first:whole]
         low, high = whole * BLOCK_STEPS, min(until, series.end) - series.base
         if high > low:
-            rows = np.vstack([rows, *_sums([(series, low, high)], high - low)])
+            rows = np.vstack([rows, *_sums_together([(series, low, high)], high - low)])
         out.append((series.base // BLOCK_STEPS + first, rows))
     return out
 
 
-def _sums(runs: Sequence[tuple[Series, int, int]], width: int) -> list[FloatArray]:
-    """Return the sums over columns ``[low, high)`` of units, a row for each ``width`` of them: a block, or windows of one."""
-    out: list[FloatArray] = []
-    for first in range(0, len(runs), _SUMMED):
-        some = runs[first : first + _SUMMED]
-        parts, clean = [], []
-        for series, low, high in some:
-            part = np.zeros((Row.ALL, high - low), np.int64)
-            series.copy_part(series.base + low, series.base + high, part)
-            used = ~series.odd_part(series.base + low, series.base + high)
-            if low <= series.first - series.base:
-                used[: series.first - series.base - low] = False
-            parts.append(part)
-            clean.append(used)
-        is_clean = np.concatenate(clean)
-        counts = np.concatenate(parts, axis=1)
-        counts *= is_clean
-        counts = counts.reshape(len(counts), -1, width)
-        rows = np.zeros((counts.shape[1], len(Sum)))
-        rows[:, Sum.STEPS] = is_clean.reshape(-1, width).sum(axis=1)
-        rows[:, Sum.RECORDS : Sum.DURATION_SQUARES + 1] = counts.sum(axis=2).T
-        windows = counts[: Row.DURATION_SQUARES].reshape(5, len(rows), -1, STEPS_PER_WINDOW).sum(axis=3)
-        n, e, w, timed, total = windows.astype(np.float64)
-        for column, values in (
-            (Sum.ERRORS2, e * e),
-            (Sum.ERRORS_RECORDS, e * n),
-            (Sum.RECORDS2, n * n),
-            (Sum.WARNINGS2, w * w),
-            (Sum.WARNINGS_RECORDS, w * n),
-            (Sum.BUSY_WINDOWS, n > 0),
-            (Sum.DURATION_WINDOWS, timed > 0),
-            (Sum.WINDOW_SQUARES, total * total / np.maximum(timed, 1)),
-        ):
-            rows[:, column] = values.sum(axis=1)
-        ends = np.cumsum([(high - low) // width for _, low, high in some])
-        out += np.split(rows, ends[:-1])
-    return out
+def _sums(runs: Sequence[tuple[Series, int, int]], width: int) -> Iterator[FloatArray]:
+    """Yield the sums over columns ``[low, high)`` of units, a row for each ``width`` of them: a block, or windows of one."""
+    some: list[tuple[Series, int, int]] = []
+    steps = 0
+    for run in runs:
+        some.append(run)
+        steps += run[2] - run[1]
+        if steps >= _SUMMED_STEPS:
+            yield from _sums_together(some, width)
+            some, steps = [], 0
+    yield from _sums_together(some, width)
+
+
+def _sums_together(runs: Sequence[tuple[Series, int, int]], width: int) -> list[FloatArray]:
+    ends = list(itertools.accumulate(high - low for _, low, high in runs))
+    if not ends:
+        return []
+    counts = np.zeros((Row.ALL, ends[-1]), np.int64)
+    is_clean = np.ones(ends[-1], np.bool_)
+    for (series, low, high), end in zip(runs, ends, strict=True):
+        start, before = end - (high - low), series.first - series.base
+        series.copy_part(series.base + low, series.base + high, counts[:, start:end])
+        if series.odd:
+            is_clean[start:end] = ~series.odd_part(series.base + low, series.base + high)
+        if low < before:
+            is_clean[start : start + before - low] = False
+    counts *= is_clean
+    # Slices of every fifth step: numpy adds up whole arrays far faster than five numbers at a time.
+    windows = sum(counts[:, step::STEPS_PER_WINDOW] for step in range(1, STEPS_PER_WINDOW)) + counts[:, ::STEPS_PER_WINDOW]
+    n, e, w, timed, total, _ = windows = windows.astype(np.float64)
+    of_windows = np.empty((len(Sum) - 1, windows.shape[1]))
+    of_windows[: len(windows)] = windows
+    for column, values in (
+        (Sum.ERRORS2, e * e),
+        (Sum.ERRORS_RECORDS, e * n),
+        (Sum.RECORDS2, n * n),
+        (Sum.WARNINGS2, w * w),
+        (Sum.WARNINGS_RECORDS, w * n),
+        (Sum.BUSY_WINDOWS, n > 0),
+        (Sum.DURATION_WINDOWS, timed > 0),
+        (Sum.WINDOW_SQUARES, total * total / np.maximum(timed, 1)),
+    ):
+        of_windows[column - 1] = values
+    sums = np.empty((ends[-1] // width, len(Sum)))
+    sums[:, Sum.STEPS] = is_clean.reshape(-1, width).sum(axis=1)
+    sums[:, Sum.RECORDS :] = of_windows.reshape(len(of_windows), len(sums), -1).sum(axis=2).T
+    return np.split(sums, [end // width for end in ends[:-1]])
 
 
 def sliding(values: IntArray, lead: int, length: int) -> IntArray:
