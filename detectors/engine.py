@@ -90,6 +90,7 @@ _SCHEDULE_DAYS = 4
 """A task that had no records for so long is not waited for: a nightly one may rest over a weekend."""
 _HOUR_US = 3_600_000_000
 _BATCH_UNITS = 512
+_LEARNED_UNITS = 64
 _FLEET_UNITS = 256
 _FIT_UNITS = 64
 _FIT_BLOCKS = 2048
@@ -179,8 +180,8 @@ class _Unit:
 def _know(pasts: Iterable[tuple[_Unit, int]], grid: Grid) -> None:
     """Learn the baselines of units before steps that they lack, together: that takes a tenth of the time."""
     missing = [(unit, until) for unit, until in pasts if until not in unit.bases]
-    for first in range(0, len(missing), _BATCH_UNITS):
-        some = missing[first : first + _BATCH_UNITS]
+    for first in range(0, len(missing), _LEARNED_UNITS):
+        some = missing[first : first + _LEARNED_UNITS]
         for (unit, _), base in zip(some, learn([(unit.series, until) for unit, until in some], grid), strict=True):
             unit.keep(base)
 

@@ -449,10 +449,12 @@ class Series:
         self.base += gone
         self._size -= gone
         self.odd = {block: marks for block, marks in self.odd.items() if block >= self.base // BLOCK_STEPS}
-        self.dirty = {block - cut for block in self.dirty if block >= cut} | {0}
+        self.dirty = {block - cut for block in self.dirty if block >= cut}
         self.failing_versions = {step: v for step, v in self.failing_versions.items() if step >= before}
         used = [values for row in (Row.RECORDS, Row.ALL) if (values := self._rows[row]) is not None]
-        self.first = self.base + min((int(values.argmax()) for values in (v > 0 for v in used)), default=0)
+        first = min((int(values.argmax()) for values in (v > 0 for v in used)), default=0)
+        self.first = self.base + first
+        self.dirty |= {0, first // BLOCK_STEPS}  # nothing before the first record is history
         return False
 
 
