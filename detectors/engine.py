@@ -14,10 +14,12 @@ Not here: the channels (signals.py), grouping (incidents.py), clocks, processes 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 
 import numpy as np
 
@@ -542,19 +544,18 @@ class Judge:
         on_time = (cutoff_us - TICK_US - grid.grace_us) // grid.step_us - 1
         step_us = grid.step_us
         touched: dict[str, set[int]] = {}
-        for count in delta:
-            step = count[1] // step_us
-            if not oldest <= step <= newest:
-                continue
-            unit = self._units.get(count[0])
-            if unit is None:
-                unit = self._units[count[0]] = _Unit(Series(step, self._templates.of))
-            unit.series.add(count, step)
-            steps = touched.get(count[0])
-            if steps is None:
-                touched[count[0]] = {step}
-            else:
+        for name, counts in itertools.groupby(delta, itemgetter(0)):
+            unit, steps = self._units.get(name), set()
+            for count in counts:
+                step = count[1] // step_us
+                if not oldest <= step <= newest:
+                    continue
+                if unit is None:
+                    unit = self._units[name] = _Unit(Series(step, self._templates.of))
+                unit.series.add(count, step)
                 steps.add(step)
+            if steps:
+                touched[name] = steps | touched[name] if name in touched else steps
         for name, steps in touched.items():
             self._units[name].change(min(steps))
         if is_restored:

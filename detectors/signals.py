@@ -273,13 +273,13 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
     width = counts.shape[2] - LOOK_BACK
     hits: list[IntArray] = []
     ids: list[tuple[int, str]] = []
-    facts: list[FloatArray] = []
+    pasts: list[FloatArray] = []
+    news: list[BoolArray] = []
+    of_units: list[tuple[float, float, bool, int]] = []  # records, spread, whether established, novelties
     for index in at.tolist():
         series, base, low, _ = out.stretches[index]
-        table = series.templates
+        table, kin = series.templates, series.kin
         begin = low - LOOK_BACK
-        begins = np.arange(begin, begin + width)
-        kin = series.kin
         alike: dict[str, list[str]] = {}  # of each template, the fingerprints seen
         fresh: int | None = None
         for id, steps in table.recent(begin, low + width, _MIN_NEW, kin):
@@ -289,24 +289,27 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
             alike = alike or series.alike()
             # Known errors with new values are known: what is seen of one fingerprint is seen of its template.
             kindred = alike[kin.get(id, id)]
-            past = table.past(kindred, range(begin, begin + width), base, series.odd)
+            past = table.past(kindred, begin, begin + width, base, series.odd)
             # Never seen before the hour that is looked at, whatever the decay left of it.
-            is_new = (
-                (past == 0) & (_first(series, kindred) >= begins - LOOK_BACK) & (not is_remembered(series, kindred))
-            )
-            if is_new.any() and fresh is None:
-                fresh = _novelties(series, alike, base)
-            events = past + 0.3 + is_new * (fresh or 0)
-            least = np.where(is_new & base.is_established, _MIN_NEW, _MIN_ERRORS)
-            p = events / (base.records + 100)
+            is_new = np.zeros(width, np.bool_)
+            if (lead := _first(series, kindred) + LOOK_BACK - begin) >= 0 and not is_remembered(series, kindred):
+                is_new[: lead + 1] = past[: lead + 1] == 0
+                if fresh is None and is_new.any():
+                    fresh = _novelties(series, alike, base)
             ids.append((index, id))
-            facts.append(np.array([p, 1 / events + base.errors.slow_spread, least, is_new]))
             hits.append(mine)
+            pasts.append(past)
+            news.append(is_new)
+            of_units.append((base.records, base.errors.slow_spread, base.is_established, fresh or 0))
     if not hits:
         return
     units = np.array([index for index, _ in ids])
     # Each by template and window.
-    p, dispersion, least, is_new = np.stack(facts, axis=1)
+    records, spread, is_established, novelties = np.array(of_units).T[:, :, None]
+    is_new = np.stack(news)
+    events = np.stack(pasts) + 0.3 + is_new * novelties
+    least = np.where(is_new & (is_established > 0), _MIN_NEW, _MIN_ERRORS)
+    p, dispersion = events / (records + 100), 1 / events + spread
     n = sums[Row.RECORDS, _LONG][:, units]
     k = _sums_of(_cumulated(np.stack(hits)[:, None]))[0, _LONG]
     expected = p * n
@@ -319,7 +322,7 @@ def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray
             if better.any():
                 index, id = ids[place]
                 out.template[index, better] = len(out.ids)
-                out.is_new[index, better] = is_new[place, better] > 0
+                out.is_new[index, better] = is_new[place, better]
                 out.ids.append(id)
 
 
@@ -357,7 +360,7 @@ def _groups(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None
             continue
         known = np.searchsorted(np.sort(np.array([*table.first.values()])), np.arange(low, low + width), side="right")
         for id, steps in found:
-            events = table.past([id], range(begin, begin + width), base, series.odd) + 0.3
+            events = table.past([id], begin, begin + width, base, series.odd) + 0.3
             # The strangest of many is strange by chance: a Bonferroni correction.
             facts.append(np.array([events / (base.records + 100), 1 / events + base.errors.slow_spread, known]))
             ids.append((index, f"{feature}:{id}"))
@@ -460,17 +463,18 @@ def _trends(out: Evaluation, channel: int, at: IntArray, numbers: FloatArray, wh
     if not edges:
         return
     back = TREND_WINDOWS[-1] * STEPS_PER_WINDOW
-    counts = np.zeros((len(at), 2, back + width))
-    for unit, index in enumerate(at.tolist()):
+    counts = np.zeros((len(at), row + 1, back + width))
+    for part, index in zip(counts, at.tolist(), strict=True):
         series, _, low, blank = out.stretches[index]
-        part = series.part(low - back, low + width)[[Row.RECORDS, row]].astype(np.float64)
+        series.copy_part(low - back, low + width, part)
         for start, end in blank:
             part[:, max(start - low + back, 0) : max(end - low + back, 0)] = 0
-        counts[unit] = part
     total = _cumulated(counts)
     ends = np.array([back + 1 + i for i in edges])
     lengths = STEPS_PER_WINDOW * np.array(TREND_WINDOWS)[:, None]
-    n, k = ((total[:, i][:, None, ends] - total[:, i][:, ends - lengths]).transpose(1, 0, 2) for i in (0, 1))
+    n, k = (
+        (total[:, i][:, None, ends] - total[:, i][:, ends - lengths]).transpose(1, 0, 2) for i in (Row.RECORDS, row)
+    )
     rate, doubt = numbers[[place, place + 1]][:, None, at, None]
     by_time = numbers[first + 4, at][None, :, None]
     expected = rate * np.where(by_time > 0, lengths[:, :, None], n)

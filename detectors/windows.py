@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -156,21 +157,21 @@ class Table:
                 found[number][step - start] += n
         return sorted(out, key=lambda one: one[0])
 
-    def past(self, keys: Iterable[str], until: Sequence[int], base: Baseline, odd: Odd) -> FloatArray:
-        """Return the decayed count of the keys' clean records before each step of ``until``, which rise."""
-        whole = min(until[0], base.until) // BLOCK_STEPS
+    def past(self, keys: Iterable[str], start: int, end: int, base: Baseline, odd: Odd) -> FloatArray:
+        """Return the decayed count of the keys' clean records before each step of ``[start, end)``."""
+        whole = min(start, base.until) // BLOCK_STEPS
         known = self.remember(whole, base, odd)
         numbers = [self._numbers[key] for key in keys]
         kept = sum(float(known[number]) for number in numbers if number < len(known))
         wanted = set(numbers)
         low = whole * BLOCK_STEPS
-        since = np.zeros(until[-1] + 1 - low)
-        for number, step, n in self._entries(low, until[-1]):
+        since = np.zeros(end - low)
+        for number, step, n in self._entries(low, end - 1):
             if number in wanted:
                 marks = odd.get(step // BLOCK_STEPS)
                 if marks is None or not marks[step % BLOCK_STEPS]:
                     since[step + 1 - low] += n
-        total: FloatArray = kept + np.cumsum(since)[np.array(until) - low]
+        total: FloatArray = kept + np.cumsum(since)[start - low :]
         return total
 
     def remember(self, whole: int, base: Baseline, odd: Odd) -> FloatArray:
@@ -187,7 +188,9 @@ class Table:
         blocks = known[np.searchsorted(known, base.first_block) : np.searchsorted(known, whole)]
         if not blocks.size:
             return np.zeros(0)
-        entries, place = self._joined(blocks.tolist())
+        parts = [self._blocks[block] for block in blocks.tolist()]
+        entries = np.frombuffer(b"".join(parts), _ENTRIES)
+        place = np.repeat(np.arange(len(blocks)), np.array(list(map(len, parts))) // _ENTRY.size)
         marked = [(at, odd[block]) for at, block in enumerate(blocks.tolist()) if block in odd] if odd else ()
         if marked:
             is_clean = np.ones((len(blocks), BLOCK_STEPS), np.bool_)
@@ -207,36 +210,41 @@ class Table:
         found: FloatArray = np.bincount(cells // len(blocks), weighted, len(self._names)).astype(np.float64)
         return found
 
-    def _joined(self, blocks: Sequence[int]) -> tuple[npt.NDArray[np.void], IntArray]:
-        """Return all entries of blocks, and of each its block's place among them."""
-        parts = [self._blocks[block] for block in blocks]
-        entries = np.frombuffer(b"".join(parts), _ENTRIES)
-        return entries, np.repeat(np.arange(len(parts)), np.array([len(part) for part in parts]) // _ENTRY.size)
-
     def trim(self, before: int) -> None:
         """Forget everything before the step ``before``."""
-        if min(self.first.values(), default=before) >= before:
+        left = {self._numbers[key]: key for key, step in self.first.items() if step < before}
+        if not left:
             return
+        edge = before // BLOCK_STEPS
         blocks = sorted(self._blocks)
-        entries, place = self._joined(blocks)
-        steps = np.array(blocks)[place] * BLOCK_STEPS + entries["offset"]
-        last, first = np.full(len(self._names), -1), np.full(len(self._names), np.iinfo(np.int64).max)
-        np.maximum.at(last, entries["number"], steps)
-        is_kept = steps >= before
-        kept, place = entries[is_kept], place[is_kept]
-        np.minimum.at(first, kept["number"], steps[is_kept])
-        is_left = last >= before
-        for number in np.flatnonzero(~is_left).tolist():
-            name, step = self._names[number], int(last[number])
-            self.forgotten[name] = max(step, self.forgotten.get(name, step))
-        kept["number"] = (np.cumsum(is_left) - 1)[kept["number"]]
-        self._names = [name for name, is_one in zip(self._names, is_left.tolist(), strict=True) if is_one]
-        self._numbers = {name: number for number, name in enumerate(self._names)}
-        self.first = dict(zip(self._names, first[is_left].tolist(), strict=True))
-        ends = np.searchsorted(place, np.arange(len(blocks) + 1)) * _ENTRY.size
-        data = kept.tobytes()
-        parts = (bytearray(data[low:high]) for low, high in itertools.pairwise(ends.tolist()))
-        self._blocks = {block: part for block, part in zip(blocks, parts, strict=True) if part}
+        # Most keys come again soon, so their first step is found in the first blocks that are left.
+        for block in blocks[bisect_left(blocks, edge) :]:
+            firsts: dict[int, int] = {}
+            for number, step, _ in self._entries(max(block * BLOCK_STEPS, before), (block + 1) * BLOCK_STEPS):
+                if number in left:
+                    firsts[number] = min(step, firsts.get(number, step))
+            for number, step in firsts.items():
+                self.first[left.pop(number)] = step
+            if not left:
+                break
+        if left:
+            for number, step, _ in self._entries(blocks[0] * BLOCK_STEPS, before):
+                if (key := left.get(number)) is not None:
+                    self.forgotten[key] = max(step, self.forgotten.get(key, step))
+            for key in left.values():
+                del self.first[key]
+        kept = list(self._entries(before, (edge + 1) * BLOCK_STEPS))
+        for block in blocks[: bisect_left(blocks, edge + 1)]:
+            del self._blocks[block]
+        if 2 * len(self.first) < len(self._names):
+            # Numbers of what is gone are given out anew.
+            kept += self._entries((edge + 1) * BLOCK_STEPS, (blocks[-1] + 1) * BLOCK_STEPS)
+            self._blocks, self._numbers = {}, {}
+            names, self._names = self._names, []
+        else:
+            names = self._names
+        for number, step, n in kept:
+            self.add(names[number], step, n)
 
 
 def _blocks(start: int, end: int) -> range:
@@ -266,8 +274,10 @@ class Series:
         _, _, dimension, key, n = count
         if dimension == "level":  # every record has one
             column = self._column(step)
-            self.first = min(self.first, step)
-            self.last = max(self.last, step)
+            if step < self.first:
+                self.first = step
+            elif step > self.last:
+                self.last = step
             if key in _BELOW_INFO:
                 self._put(Row.ALL, column, n)
             else:
@@ -290,8 +300,10 @@ class Series:
 
     def _column(self, step: int) -> int:
         """Return the column of a step that is to be counted in."""
-        self.cover(step)
         column = step - self.base
+        if not 0 <= column < self._size:
+            self.cover(step)
+            column = step - self.base
         self.dirty.add(column // BLOCK_STEPS)
         return column
 
@@ -517,8 +529,10 @@ def _sums_together(runs: Sequence[tuple[Series, int, int]], width: int) -> list[
             is_clean[start : start + before - low] = False
     counts *= is_clean
     # Slices of every fifth step: numpy adds up whole arrays far faster than five numbers at a time.
-    windows = sum(counts[:, step::STEPS_PER_WINDOW] for step in range(1, STEPS_PER_WINDOW)) + counts[:, ::STEPS_PER_WINDOW]
-    n, e, w, timed, total, _ = windows = windows.astype(np.float64)
+    windows: FloatArray = np.sum(
+        [counts[:, step::STEPS_PER_WINDOW] for step in range(STEPS_PER_WINDOW)], axis=0, dtype=np.float64
+    )
+    n, e, w, timed, total, _ = windows
     of_windows = np.empty((len(Sum) - 1, windows.shape[1]))
     of_windows[: len(windows)] = windows
     for column, values in (
