@@ -55,8 +55,8 @@ def _scale(tasks: int) -> dict[str, float]:
     units = judge._units
     # As it is with tasks that have been watched all the while.
     held = pins([(unit.series, _BEGIN - _BEGIN % BLOCK_STEPS) for unit in units.values()])
-    for unit, unit.pin in zip(units.values(), held, strict=True):
-        unit.live_since = first
+    for unit, one in zip(units.values(), held, strict=True):
+        unit.live_since, unit.pin = first, one
     frozen = [pickle.dumps(units[f"task:t{kind:05}"]) for kind in range(_KINDS)]
     for index in range(_KINDS, tasks):
         units[f"task:t{index:05}"] = pickle.loads(frozen[index % _KINDS])
