@@ -115,6 +115,21 @@ class TemplateCount(NamedTuple):
     first_us: int
 
 
+class Pin(NamedTuple):
+    """A unit's rate of errors as it once was, which stays until a person moves it, so that no ramp becomes normal.
+
+    ``rate`` is per record, or per step where ``by_time`` (see ``baseline.Rate``), ``doubt`` is 1/r and the
+    over-dispersion of blocks; ``at`` is the step in which it was pinned. ``accepted`` is the step from which on a
+    person called everything normal, 0 if nobody did.
+    """
+
+    rate: float
+    doubt: float
+    by_time: bool
+    at: int
+    accepted: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """A window that is odd (``is_raised``), or follows an odd one and is not yet normal.

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import betainc, log_ndtr
 
-from detectors.base import BLOCK_STEPS, DAY_US, STEPS_PER_WINDOW, Grid
+from detectors.base import BLOCK_STEPS, DAY_US, STEPS_PER_WINDOW, Grid, Pin
 from detectors.windows import BoolArray, FloatArray, Series, Sum, clean_sums
 
 MAX_SURPRISE = 60.0
@@ -69,26 +69,12 @@ class Number(IntEnum):
     END = 20
 
 
-class Pin(NamedTuple):
-    """A unit's rate of errors as it once was, which stays until a person moves it, so that no ramp becomes normal.
-
-    ``rate`` is per record, or per step where ``by_time`` (see ``Rate``), ``doubt`` is 1/r and the over-dispersion of
-    blocks; ``at`` is the step in which it was pinned. ``accepted`` is the step from which on a person called
-    everything normal, 0 if nobody did.
-    """
-
-    rate: float
-    doubt: float
-    by_time: bool
-    at: int
-    accepted: int = 0
-
-    def hold(self, base: Baseline) -> None:
-        """Let trends be measured against this, where it is lower than what was usual half a day ago."""
-        numbers = base.numbers
-        if self.by_time == (base.errors.by_time > 0) and self.rate < numbers[Number.TREND_RATE]:
-            numbers[Number.TREND_RATE], numbers[Number.TREND_DOUBT] = self.rate, self.doubt
-            numbers[Number.TREND_PINNED] = self.at
+def hold(pin: Pin, base: Baseline) -> None:
+    """Let trends be measured against a pin, where it is lower than what was usual half a day ago."""
+    numbers = base.numbers
+    if pin.by_time == (base.errors.by_time > 0) and pin.rate < numbers[Number.TREND_RATE]:
+        numbers[Number.TREND_RATE], numbers[Number.TREND_DOUBT] = pin.rate, pin.doubt
+        numbers[Number.TREND_PINNED] = pin.at
 
 
 def pins(pasts: Sequence[tuple[Series, int]], accepted: int = 0) -> list[Pin]:

@@ -35,9 +35,10 @@ from detectors.base import (
     Finding,
     Grid,
     Judgement,
+    Pin,
     TemplateCount,
 )
-from detectors.baseline import Baseline, Number, Pin, learn, pins
+from detectors.baseline import Baseline, Number, hold, learn, pins
 from detectors.calibrate import Budgets
 from detectors.forest import Forest
 from detectors.incidents import HOLD_WINDOWS, REJOIN_WINDOWS, Change, Facts, Incidents
@@ -151,7 +152,7 @@ class _Unit:
     def keep(self, base: Baseline) -> None:
         """Keep a baseline, in place of the oldest of its sort."""
         if self.pin is not None:
-            self.pin.hold(base)
+            hold(self.pin, base)
         is_block = base.until % BLOCK_STEPS == 0
         alike = [other for other in self.bases if (other % BLOCK_STEPS == 0) == is_block]
         if len(alike) > is_block:

@@ -32,13 +32,14 @@ from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 import msgspec
 from loguru import logger
 
+# What brings numpy, SciPy and scikit-learn is imported where it is used, since the service's own process does without,
+# and so is what brings SQLAlchemy: the worker does without that.
 from detectors import evaluate as evaluation
-from detectors import simulate as simulation
 from detectors.base import (
     DETECTOR_NAME,
     DETECTOR_VERSION,
@@ -48,22 +49,19 @@ from detectors.base import (
     Count,
     Grid,
     Judgement,
+    Pin,
     score_of,
 )
-from detectors.baseline import Pin
-from detectors.calibrate import Budgets
 from detectors.explain import error_line, names, sentence, shared, title
 from detectors.incidents import Change, ChangeKind, Facts, Incident, Incidents
 from detectors.runs import CUT as ODD_RUN_CUT
 from detectors.runs import odd_runs
 from detectors.templates import MAX_TEXTS, Merging
-from logsvc.backtest import History
 from logsvc.errors import BadInput, LogsvcError, NotFound, QueryTooExpensive, StoreUnavailable
 from logsvc.names import SHADOW_TENANT
 from logsvc.query import And, Exists, Node, Not, Or, Range, Term, parse
 from logsvc.records import flatten
 from logsvc.settings import DetectionSettings
-from logsvc.state import Blob
 from logsvc.store import Dimension, Order, Span, Store
 from logsvc.tickets import (
     Evidence,
@@ -81,6 +79,10 @@ from logsvc.tickets import (
     ticket_id,
 )
 from logsvc.timestamps import Clock, format_us, parse_timestamp, system_clock
+
+if TYPE_CHECKING:
+    from logsvc.backtest import History
+    from logsvc.state import Blob
 
 _DIMENSIONS = frozenset(
     {
@@ -344,7 +346,7 @@ class Detection:
             held, memory = self._worker.accept(asked.tenant, asked.unit, session.cursor_us) if session else (None, {})
             if session is None or held is None:
                 raise NotFound(f"{asked.unit.partition(':')[2]!r} is not watched; `logsvc tasks` lists what is")
-            blobs: dict[str, Blob | None] = {key: Blob(_MEMORY_VERSION, value) for key, value in memory.items()}
+            blobs: dict[str, Blob | None] = {key: _blob(value) for key, value in memory.items()}
             self._state.commit_tick(asked.tenant, session.cursor_us, now_us=self._clock(), blobs=blobs)
             asked.answer.set_result(_pinned(asked.unit, held, self._grid.step_us))
         except NotFound as exc:
@@ -404,9 +406,9 @@ class Detection:
         session.model = model
         changes = session.incidents.apply(judgements, cutoff_us, lambda j: self._describe(session.tenant, j, cutoff_us))
         tickets, events = self._tickets(session, changes, cutoff_us)
-        blobs: dict[str, Blob | None] = {key: Blob(_MEMORY_VERSION, value) for key, value in memory.items()}
+        blobs: dict[str, Blob | None] = {key: _blob(value) for key, value in memory.items()}
         if judgements or changes:
-            blobs["incidents"] = Blob(_MEMORY_VERSION, session.incidents.encode())
+            blobs["incidents"] = _blob(session.incidents.encode())
         self._state.commit_tick(
             session.tenant, cutoff_us, now_us=self._clock(), tickets=tickets, events=events, blobs=blobs
         )
@@ -529,7 +531,7 @@ class Detection:
                 self._keep_self(tenant, cursor, ticket, "anomaly.resolved")
 
     def _keep_self(self, tenant: str, cursor_us: int, ticket: Ticket, event: str) -> None:
-        blob = Blob(_MEMORY_VERSION, ticket.id.encode()) if event == "anomaly.opened" else None
+        blob = _blob(ticket.id.encode()) if event == "anomaly.opened" else None
         self._state.commit_tick(
             tenant, cursor_us, now_us=self._clock(), tickets=[ticket], events=[(event, ticket)], blobs={_SELF: blob}
         )
@@ -883,6 +885,7 @@ def work(pipe: Connection) -> None:
     """Judge for the process at the other end of ``pipe``, until it is gone."""
     # An interrupt in the terminal reaches the whole group; the service decides when this ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from detectors.calibrate import Budgets
     from detectors.engine import Judge
 
     judges: dict[str, Judge] = {}
@@ -964,6 +967,12 @@ def watched_units(blobs: Mapping[str, Blob]) -> list[WatchedUnit]:
     return sorted(found, key=lambda one: (one["state"], one["task"] or "", one["service"] or ""))
 
 
+def _blob(value: bytes) -> Blob:
+    from logsvc.state import Blob
+
+    return Blob(_MEMORY_VERSION, value)
+
+
 def _unit_name(unit: str) -> UnitName:
     kind, _, name = unit.partition(":")
     return {"task": name if kind == "task" else None, "service": name if kind == "service" else None}
@@ -1019,6 +1028,8 @@ class Opened(msgspec.Struct):
 
 def new_history(tenant: str, settings: DetectionSettings) -> History:
     """Return an empty history that counts as detection needs it."""
+    from logsvc.backtest import History
+
     return History(tenant, step_us=Grid(_us(settings.window), _us(settings.grace)).step_us, tick_us=TICK_US)
 
 
@@ -1032,7 +1043,8 @@ class Replayed(NamedTuple):
 
 def backtest(history: History, settings: DetectionSettings) -> Replayed:
     """Judge a history as the service would have, tick by tick."""
-    from detectors.engine import Engine  # it brings scikit-learn, which the service's own process does without
+    from detectors.calibrate import Budgets
+    from detectors.engine import Engine
 
     grid = Grid(_us(settings.window), _us(settings.grace))
     flags: list[Flag] = []
@@ -1144,6 +1156,8 @@ def simulate(
     Raises:
         BadInput: If there is no such preset, pool of messages or kind.
     """
+    from detectors import simulate as simulation
+
     asked: list[tuple[str, str, Mapping[str, object]]] = [
         ("preset", preset, simulation.PRESETS),
         ("pool of messages", messages, simulation.POOLS),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -467,3 +469,13 @@ def _runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_neither_the_service_nor_its_worker_holds_the_modules_that_only_the_other_needs() -> None:
+    code = "import sys, logsvc.{}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    for module, foreign in (
+        ("app", {"numpy", "scipy", "sklearn"}),
+        ("detection", {"sqlalchemy", "fastapi", "tantivy"}),
+    ):
+        done = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True)
+        assert set(done.stdout.split()) & foreign == set()
