@@ -628,8 +628,8 @@ def lulls(
     guard = grid.grace_us // grid.step_us + 1
     span = _SILENCE_SPAN
     start = step + 1 - span
-    n = np.zeros((len(watched), span))
-    below = np.zeros(n.shape)
+    counts = np.zeros((4, len(watched), span))
+    n, below, clean, is_odd = counts
     odd = np.zeros(n.shape, np.bool_)
     for index, (series, _, _) in enumerate(watched):
         series.copy_records(start, step + 1, n[index], odd[index], below[index])
@@ -640,19 +640,21 @@ def lulls(
     clump = np.array([unit.base.clump for unit in watched])[:, None]
     lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)
     tails, befores = span - lengths, span - 3 * lengths
-    total, odd_total = _cumulated(n), _cumulated(odd)
     # What is already silent must not lower what is expected.
-    clean_total, total_below = _cumulated(n * ~odd), _cumulated(below)
+    clean[:], is_odd[:] = n * ~odd, odd
+    total = _cumulated(counts)
+    at_tails = total[:, :, tails]
+    tail_of, before_of = total[:, :, -1:] - at_tails, at_tails - total[:, :, befores]
     # DEBUG switched on makes nothing expected, but what writes it is not silent.
-    tail = total[:, -1:] - total[:, tails] + total_below[:, -1:] - total_below[:, tails]
-    before = total[:, tails] - total[:, befores]
+    tail = tail_of[0] + tail_of[1]
+    before, _, clean_before, odd_before = before_of
     values = np.array([habit.values[:, :, step - habit.low] for habit in known], np.float64).swapaxes(0, 1)
     usual, usual_before, seen, least = (values[i] for i in (_Habit.USUAL, _Habit.BEFORE, _Habit.SEEN, _Habit.LEAST))
     is_usable = values[_Habit.IS_USABLE] > 0
     # A level that is not much above nothing says little, and none is believed beyond twice the usual.
     normal = usual * np.minimum((before / 2 + 5) / (usual_before + 5), 2.0)
-    steps = 2 * lengths - (odd_total[:, tails] - odd_total[:, befores])
-    level = (clean_total[:, tails] - clean_total[:, befores]) * lengths / np.maximum(steps, 1)
+    steps = 2 * lengths - odd_before
+    level = clean_before * lengths / np.maximum(steps, 1)
     by_days = usual * np.minimum((level + 5) / (usual_before + 5), 1.2) * (level >= 0.5 * usual_before)
     # What begins from nothing, such as a nightly batch, is expected as little as it ever was on such days;
     # its records come together, but day by day.
