@@ -108,7 +108,8 @@ _SHARED, _SHARED_CUT = "shared", 6.0
 _ODD_RUNS, _MOST_RUNS = "odd_runs", 20
 _PAST_RECORDS = 1_000
 _RELEASE_SHARE = 0.2
-_HANDED_OVER = 10_000
+_HANDED_OVER = 4_000
+"""Counts at once: while they are packed nothing else of this process runs, the event loop least of all."""
 _WORKER_TIMEOUT_S = 120.0
 _CLOSE_S = 2.0
 _SELF = "service"
@@ -810,7 +811,6 @@ class _Worker:
 
     def restore(self, tenant: str, counts: list[Count], cutoff_us: int, texts: Mapping[str, str]) -> None:
         """Hand over counts from before the cursor; in as many parts as there are."""
-        # In small parts: while one is packed nothing else of this process runs, the event loop least of all.
         for first in range(0, max(len(counts), 1), _HANDED_OVER):
             part = [tuple(c) for c in counts[first : first + _HANDED_OVER]]
             self._ask("restore", tenant, part, cutoff_us, texts if not first else {})
@@ -832,9 +832,9 @@ class _Worker:
         self, tenant: str, counts: list[Count], cutoff_us: int, texts: Mapping[str, str]
     ) -> tuple[list[Judgement], dict[str, bytes], str, int]:
         """Judge a tick; return odd windows, what must be kept, the model's version, and how many were judged."""
-        answer: tuple[list[Judgement], dict[str, bytes], str, int] = self._ask(
-            "advance", tenant, [tuple(c) for c in counts], cutoff_us, texts
-        )
+        for first in range(0, len(counts), _HANDED_OVER):
+            self._ask("take", tenant, [tuple(c) for c in counts[first : first + _HANDED_OVER]])
+        answer: tuple[list[Judgement], dict[str, bytes], str, int] = self._ask("advance", tenant, cutoff_us, texts)
         return answer
 
     def _ask(self, *request: object) -> Any:
@@ -889,6 +889,7 @@ def work(pipe: Connection) -> None:
     from detectors.engine import Judge
 
     judges: dict[str, Judge] = {}
+    taken: dict[str, list[Count]] = {}  # for the next tick
     while True:
         try:
             command, tenant, *arguments = pipe.recv()
@@ -901,10 +902,13 @@ def work(pipe: Connection) -> None:
             match command:
                 case "start":
                     grid, memory, budget = arguments
+                    taken.pop(tenant, None)
                     judges[tenant] = Judge(grid, memory, Budgets(budget))
+                case "take":
+                    taken.setdefault(tenant, []).extend(map(Count._make, arguments[0]))
                 case "restore":
                     counts, before_us, texts = arguments
-                    judges[tenant].restore((Count(*c) for c in counts), before_us, texts)
+                    judges[tenant].restore(map(Count._make, counts), before_us, texts)
                     gc.freeze()  # what is remembered of thousands of tasks is not looked through for garbage
                 case "budgets":
                     judges[tenant].budgets.add(*arguments)
@@ -914,10 +918,10 @@ def work(pipe: Connection) -> None:
                     unit, before_us = arguments
                     answer = judges[tenant].accept(unit, before_us), judges[tenant].memory()
                 case "advance":
-                    counts, cutoff_us, texts = arguments
+                    cutoff_us, texts = arguments
                     judge = judges[tenant]
                     before = judge.judged
-                    judgements = judge.advance((Count(*c) for c in counts), cutoff_us, texts)
+                    judgements = judge.advance(taken.pop(tenant, ()), cutoff_us, texts)
                     answer = judgements, judge.memory(), judge.model_version, judge.judged - before
         except Exception as exc:  # noqa: BLE001 - told to the other end, which starts over
             judges.pop(tenant, None)

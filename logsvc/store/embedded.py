@@ -138,6 +138,8 @@ _COLUMNS = ("event.id", *_KEYED)  # in no dictionary
 
 _TANTIVY: str = tantivy.tantivy.__version__  # "tantivy v0.27.0, index_format v7"
 _ALL = Query.all_query()
+_COUNTED_AT_ONCE, _MOST_PARTS = 4_000, 16
+"""Records whose windows are counted at once, or a part of all there are, if that is more."""
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
@@ -1352,8 +1354,9 @@ class EmbeddedStore:
                 wanted = _all([*base, view.compiler.between("event.severity", level, None)])
                 steps = {"histogram": _steps(step_us), "aggs": fields}
                 asked = {"unit": {"terms": _terms_of("_unit"), "aggs": {"step": steps}}}
-                for found in _aggregated(view, wanted, asked):
-                    _add_window_counts(totals, found)
+                for part in _in_parts(view, wanted):
+                    for found in _aggregated(view, part, asked):
+                        _add_window_counts(totals, found)
         return [WindowCount(*key, count) for key, count in totals.items()]
 
     # Tenants, erasing, retention
@@ -1690,6 +1693,26 @@ def _count_up_to(walk: _Walk, span: Span, enough: int) -> int:
 
     walk.go(span, enough, take)
     return total
+
+
+def _in_parts(view: _View, query: Query) -> Iterator[Query]:
+    """Yield queries that together have the hits of one, each few of them.
+
+    Counts of many records are megabytes that are decoded in one go, while nothing else of the process runs.
+    """
+    top = max(view.day.facts.max_seq, view.day.appended_seq)
+    matching = _count(view.searcher, query)
+    most = max(_COUNTED_AT_ONCE, matching // _MOST_PARTS)
+    pending = [(0, top, matching)]
+    while pending:
+        low, high, matching = pending.pop()
+        part = query if high - low == top else _all([query, view.compiler.between("_seq", low, high)])
+        if matching > most:
+            middle = (low + high) // 2
+            below = _count(view.searcher, _all([query, view.compiler.between("_seq", low, middle)]))
+            pending += [(middle + 1, high, matching - below), (low, middle, below)]
+        elif matching:
+            yield part
 
 
 def _aggregated(view: _View, query: Query, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:

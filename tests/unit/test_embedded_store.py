@@ -154,9 +154,11 @@ def test_writers_and_open_days_are_bounded(tmp_path: Path, monkeypatch: pytest.M
     again.close()
 
 
+@pytest.mark.parametrize("at_once", [embedded._COUNTED_AT_ONCE, 100_000])
 def test_window_counts_beyond_the_bounds_of_one_aggregation_stay_exact(
-    store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+    store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
+    monkeypatch.setattr(embedded, "_COUNTED_AT_ONCE", at_once)
     # Every record has its own customer and version in its own step: far more than 65,000 buckets.
     entries = [
         make_entry(n, T0 + n * 100, **{"organization.id": f"c{n}", "service.version": f"{n}", "event.duration": n})
