@@ -66,7 +66,7 @@ def still_learning(names: Sequence[str]) -> str:
 def page(name: str, records: int, tasks: int, tickets: Sequence[Shown], learning: Sequence[str] = ()) -> str:
     """Return the page, in HTML; ``learning`` are tasks that were still being learned at the end."""
     rows = "".join(
-        f"<tr><td>{_moment(one.opened_at)}</td><td>{escape(one.kind)}</td><td>{one.score:.2f}</td>"
+        f"<tr><td>{_moment(one.opened_at)}</td><td>{escape(_words(one.kind))}</td><td>{one.score:.2f}</td>"
         f'<td><a href="#{escape(one.id)}">{escape(one.title)}</a></td></tr>'
         for one in tickets
     )
@@ -106,7 +106,7 @@ def _article(one: Shown) -> str:
     )
     return (
         f'<article id="{escape(one.id)}"><h2>{escape(one.title)}</h2>'
-        f'<p><span class="verdict">{escape(one.kind)}, score {one.score:.2f}</span>: '
+        f'<p><span class="verdict">{escape(_words(one.kind))}, score {one.score:.2f}</span>: '
         f"opened {_moment(one.opened_at)}{until}; {told}.</p>"
         + _chart(one)
         + "<ul>"
@@ -117,6 +117,10 @@ def _article(one: Shown) -> str:
         + (f"<table><tr><th>Records<th><th>Template</tr>{templates}</table>" if templates else "")
         + "</article>"
     )
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _chart(one: Shown) -> str:
