@@ -16,6 +16,9 @@ from detectors.base import Finding, TemplateCount
 _VARIABLE = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}(?:-[0-9a-f]{4,})*|\d+|'[^']*'|\"[^\"]*\"|<[^>]*>", re.IGNORECASE)
 _NAME = re.compile(r"[a-z][a-z0-9_-]*(?:\.[a-z0-9_-]+)+", re.IGNORECASE)
 _NO_NAME = re.compile(r".*\.(?:py|js|ts|go|java|rb|rs|c|h|so|md|txt|log|json|yaml|yml|sql|html?)\Z", re.IGNORECASE)
+_CLASS = re.compile(r"(?:Caused by: )?(?:[a-z_]\w*\.)+[A-Z][\w$]*")
+_NO_SAYING = re.compile(r"\s|\Z|Traceback \(most recent call last\)")
+_AFTER = re.compile(r"^(?:goroutine \d+ \[|\[signal )", re.MULTILINE)
 _LEAST_ENDING = 12
 _SHAREABLE = frozenset(
     {
@@ -33,22 +36,32 @@ _LEAST_RUNS, _LEAST_SHARE, _LEAST_LIFT, _LEAST_SURPRISE = 5, 0.5, 1.5, 3.0
 
 
 def names(record: Mapping[str, object]) -> frozenset[str]:
-    """Return what an error record names: hosts, other tasks, and its own masked last line.
+    r"""Return what an error record names: hosts, other tasks, and its own masked last line but for the stack.
 
-    Two tasks whose errors name the same thing at the same time have probably one cause.
+    Two tasks whose errors name the same thing at the same time have probably one cause. The class of an error
+    is no such thing: that many have.
 
     >>> sorted(names({"error.type": "ConnectError", "error.message": "no route to pay-07.svc.internal:443"}))
     ['ConnectError: no route to pay-*.svc.internal:*', 'pay-*.svc.internal']
+    >>> sorted(names({"message": "Error: getaddrinfo EAI_AGAIN core.lookup\n    at onlookup (node:dns:109:26)"}))
+    ['Error: getaddrinfo EAI_AGAIN core.lookup', 'core.lookup']
+    >>> sorted(
+    ...     names({"message": "a.b.IoError: odd\n\tat a.b.C.d(C.java:1)\nCaused by: a.b.OddError: pg.internal gone"})
+    ... )
+    ['Caused by: a.b.OddError: pg.internal gone', 'pg.internal']
     """
-    text = _text(record, "error.message") or _last_line(_text(record, "message"))
+    lines = _sayings(_text(record, "error.message")) or _sayings(_text(record, "message"))
     kind = _text(record, "error.type")
     own = {_text(record, name) for name in ("task.name", "service.name", "error.type", "host.name", "log.logger")}
     found = set()
-    for match in _NAME.finditer(text):
-        name = match.group().rstrip(".")
-        if name not in own and not _NO_NAME.match(name):
-            found.add(_VARIABLE.sub("*", name))
-    line = _VARIABLE.sub("*", f"{kind}: {_last_line(text)}" if kind and kind not in text else _last_line(text))
+    for text in lines:
+        of_class = _CLASS.match(text)
+        for match in _NAME.finditer(text, of_class.end() if of_class else 0):
+            name = match.group().rstrip(".")
+            if name not in own and not _NO_NAME.match(name):
+                found.add(_VARIABLE.sub("*", name))
+    last = lines[-1] if lines else ""
+    line = _VARIABLE.sub("*", f"{kind}: {last}" if kind and kind not in last else last)
     if len(line) >= _LEAST_ENDING:
         found.add(line[:200])
     return frozenset(found)
@@ -72,9 +85,11 @@ def _text(record: Mapping[str, object], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+def _sayings(text: str) -> list[str]:
+    """Return the lines of an error that say something: no frames of its stack, nor what announces them."""
+    end = _AFTER.search(text)
+    lines = text[: end.start() if end else None].splitlines()
+    return [line.rstrip() for line in lines[:1]] + [line.rstrip() for line in lines[1:] if not _NO_SAYING.match(line)]
 
 
 class Shared(NamedTuple):
@@ -188,6 +203,8 @@ def sentence(finding: Finding) -> str:
             return f"{seen} warnings in {over}, {usual} expected"
         case "latency":
             return f"typical duration {seen} ms over {over}, {usual} ms expected"
+        case "latency_tail":
+            return f"{seen} durations in {over} some {finding.name} times as long as usual"
         case "silence":
             return f"{seen} records in {over}, {usual} expected"
         case _:
