@@ -103,7 +103,8 @@ class Finding(NamedTuple):
     expected: float
     strength: float
     scale_us: int  # length of time over which it was counted
-    name: str = ""  # of whom, for customer and host; what made it up, for joint; the day of the pin, for trend
+    name: str = ""  # of whom, for customer and host; how many times as long, for latency_tail; what made it up, for
+    # joint; the day of the pin, for trend
 
 
 class TemplateCount(NamedTuple):

@@ -20,10 +20,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import betainc, log_ndtr
+from scipy.special import betainc, gammaincc, log_ndtr
 
 from detectors.base import BLOCK_STEPS, DAY_US, STEPS_PER_WINDOW, Grid, Pin
-from detectors.windows import BoolArray, FloatArray, Series, Sum, clean_sums
+from detectors.windows import CENTRE, BoolArray, FloatArray, Series, Sum, clean_sums
 
 MAX_SURPRISE = 60.0
 _HALF_LIFE_US = 3 * DAY_US
@@ -61,12 +61,13 @@ class Number(IntEnum):
     LATENCY = 10
     """Of the logarithmic duration, in buckets: its mean, its variance, and those of a window's and a block's mean."""
     LATENCY_COUNT = 14  # durations; 0 with too few to say
-    TREND_RATE = 15  # of errors half a day ago; 0 while the unit is too young
-    TREND_DOUBT = 16  # with the over-dispersion of blocks
-    WARNINGS_TREND_RATE = 17
-    WARNINGS_TREND_DOUBT = 18
-    TREND_PINNED = 19  # the step in which the rate of errors was pinned; 0 if it is just that of half a day ago
-    END = 20
+    TAIL = 15  # of the square of its distance from the mean: the variance of one, and of a block's mean
+    TREND_RATE = 17  # of errors half a day ago; 0 while the unit is too young
+    TREND_DOUBT = 18  # with the over-dispersion of blocks
+    WARNINGS_TREND_RATE = 19
+    WARNINGS_TREND_DOUBT = 20
+    TREND_PINNED = 21  # the step in which the rate of errors was pinned; 0 if it is just that of half a day ago
+    END = 22
 
 
 def hold(pin: Pin, base: Baseline) -> None:
@@ -255,7 +256,7 @@ def _clumps(rows: FloatArray, decay: FloatArray) -> FloatArray:
 
 
 def _latencies(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: FloatArray) -> FloatArray:
-    """Return what is usual for durations, shape (units, five numbers)."""
+    """Return what is usual for durations, shape (units, seven numbers)."""
     count = total[:, Sum.DURATIONS]
     mean = total[:, Sum.DURATION_SUM] / count
     variance = np.maximum(total[:, Sum.DURATION_SQUARES] / count - mean * mean, 0.25)
@@ -277,7 +278,40 @@ def _latencies(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: Flo
     block_variance = np.maximum(between, 0.25) * (1 + _YOUNG_BLOCKS / blocks)
     doubt = block_variance / (hour[:, Sum.STEPS] / BLOCK_STEPS + 3)
     window_variance = np.maximum(among * (1 + _YOUNG_BLOCKS / blocks), block_variance) + doubt
-    return np.stack((mean_hour, variance, window_variance, block_variance + doubt, count), axis=1)
+    of_square, of_block = _squares(rows, decay, total, mean, variance)
+    of_block *= 1 + _YOUNG_BLOCKS / blocks
+    return np.stack((mean_hour, variance, window_variance, block_variance + doubt, count, of_square, of_block), axis=1)
+
+
+def _squares(
+    rows: FloatArray, decay: FloatArray, total: FloatArray, mean: FloatArray, variance: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return how much squared distances from the mean vary: those of single durations, and a block's mean of them.
+
+    Windows and blocks have different shares of either, which tells them apart. Never less than a normal's.
+    """
+    count, windows = total[:, Sum.DURATIONS], total[:, Sum.DURATION_WINDOWS]
+    d, cross = mean - CENTRE, total[:, Sum.DURATION_SUM] - CENTRE * total[:, Sum.DURATIONS]
+    around = total[:, Sum.DURATION_SQUARES] - CENTRE * (total[:, Sum.DURATION_SUM] + cross)
+    squared = total[:, Sum.WINDOW_SQUARES] - CENTRE * (total[:, Sum.DURATION_SUM] + cross)
+    # Of each window (a - 2 d b + n d²)² / n, a and b being its sums about the centre.
+    of_windows = (
+        total[:, Sum.WINDOW_FOURTHS]
+        + 4 * d**2 * squared
+        + count * d**4
+        - 4 * d * total[:, Sum.WINDOW_THIRDS]
+        + 2 * d**2 * around
+        - 4 * d**3 * cross
+        - count * variance**2
+    )
+    n = rows[:, :, Sum.DURATIONS]
+    own = rows[:, :, Sum.DURATION_SQUARES] - mean[:, None] * (2 * rows[:, :, Sum.DURATION_SUM] - mean[:, None] * n)
+    apart = own / np.maximum(n, 1) - variance[:, None]
+    of_blocks = (decay * n * apart**2).sum(axis=1)
+    blocks = (decay * (n > 0)).sum(axis=1)
+    normal = 2 * variance**2
+    single = np.maximum((of_windows - of_blocks) / np.maximum(windows - blocks, 1), normal)
+    return single, np.maximum((of_blocks - blocks * single) / count, 0.01 * variance**2)
 
 
 def surprise(k: FloatArray, expected: FloatArray, dispersion: float | FloatArray) -> FloatArray:
@@ -295,6 +329,16 @@ def lack(k: FloatArray, expected: FloatArray, dispersion: float | FloatArray) ->
     """Return ``-log10 P(K <= k)`` for counts with this mean and dispersion."""
     r = 1 / np.asarray(dispersion, np.float64)
     return _minus_log10(betainc(r, k + 1, r / (expected + r)))
+
+
+def gamma_surprise(x: FloatArray, mean: FloatArray, variance: FloatArray) -> FloatArray:
+    """Return ``-log10 P(X >= x)`` of a gamma variable with this mean and variance.
+
+    >>> gamma_surprise(np.array([1.0, 4.0]), np.array([1.0]), np.array([1.0])).round(2).tolist()
+    [0.43, 1.74]
+    """
+    shape = mean**2 / variance
+    return _minus_log10(gammaincc(shape, shape * x / mean))
 
 
 def normal_surprise(z: FloatArray) -> FloatArray:

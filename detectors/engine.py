@@ -804,11 +804,13 @@ class Judge:
         observed, expected = float(found.k[channel, *at]), float(found.expected[channel, *at])
         feature = CHANNELS[channel]
         unit = "records"
-        if feature == "latency":
+        name = ""
+        if feature == "latency" and found.slowed[at]:
+            feature, name, expected = "latency_tail", f"{expected:.1f}", 0.0
+        elif feature == "latency":
             # Buckets are 24 a decade of nanoseconds.
             observed, expected = (10 ** (value / 24) / 1e6 for value in (observed, expected))
             unit = "ms"
-        name = ""
         pinned = int(found.stretches[at[0]].base.numbers[Number.TREND_PINNED]) if channel == _TREND else 0
         if pinned:
             name = f"{datetime.fromtimestamp(pinned * self.grid.step_us / 1e6, UTC):%Y-%m-%d}"

@@ -10,7 +10,7 @@ channel    windows back    counts when
 errors     1, 2, 3, 6, 12  at least 5, and 4.5 more than expected
 template   2, 6, 12        at least 5; 3 if never seen and the unit is known for a day, also over 24, 48
 warnings   2, 6, 12        at least 8; over 24, 48, 96 as trend
-latency    2, 6, 12        at least 5 durations, longer by half
+latency    2, 6, 12        at least 5 durations, longer by half, or as many of them by far
 silence    2 to 24         at least 10 expected, nearly none seen, and the unit was live
 customer   6, 12           at least 5 errors of one customer or host, of more than five known
 trend      24, 48, 96      at least 8 and twice as many errors as half a day ago
@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detectors.base import BLOCK_STEPS, CHANNELS, CUTS, DAY_US, STEPS_PER_WINDOW, Grid
-from detectors.baseline import Baseline, Number, lack, normal_surprise, surprise
+from detectors.baseline import Baseline, Number, gamma_surprise, lack, normal_surprise, surprise
 from detectors.windows import BoolArray, FloatArray, IntArray, Row, Series, sliding
 
 ERROR_WINDOWS = (1, 2, 3, 6, 12)
@@ -45,10 +45,10 @@ SHORT_WINDOWS = 3
 """Up to here a scale tells whether something odd still goes on."""
 
 MAX_WINDOWS = 12
-_LOOKED_AT = Row.DURATION_SUM + 1
+_LOOKED_AT = Row.DURATION_SQUARES + 1
 _LONG = [ERROR_WINDOWS.index(n) for n in LONG_WINDOWS]
 _LONGEST = [ERROR_WINDOWS.index(n) for n in CUSTOMER_WINDOWS]
-_WARNINGS, _CUSTOMER, _TREND = (CHANNELS.index(name) for name in ("warnings", "customer", "trend"))
+_WARNINGS, _LATENCY, _CUSTOMER, _TREND = map(CHANNELS.index, ("warnings", "latency", "customer", "trend"))
 LOOK_BACK = MAX_WINDOWS * STEPS_PER_WINDOW
 CUT = np.array([CUTS[name] for name in CHANNELS])
 
@@ -56,6 +56,7 @@ _MIN_ERRORS, _MIN_EXCESS = 5, 4.5
 _PASSING = 8
 _MIN_NEW, _MIN_WARNINGS, _MIN_DURATIONS = 3, 8, 5
 _MIN_SHIFT_BUCKETS = 0.45 / np.log(10) * 24
+_MIN_SLOW, _MIN_SLOW_BUCKETS, _MIN_WIDER = 5, 24 * np.log10(2), 1.5
 _MIN_GROUPS, _MIN_TREND = 5, 8
 _KNOWN_PENALTY = 0.8
 _PLAIN_ERRORS, _PLAIN_SHARE, _PLAIN_RECORDS, _PLAIN_SURPRISE, _PLAIN_RATIO = 10, 0.5, 20, 5.0, 5
@@ -99,7 +100,8 @@ class Evaluation:
     ``k`` and ``expected`` are those of the scale (``windows``) with the highest surprise. ``short``
     is the highest surprise over short scales, ``plain`` where the plain rules for units that are
     still being learned hold. ``template`` and ``group`` ("customer:ID" or "host:NAME") are
-    the strongest ones' places in ``ids``, or -1.
+    the strongest ones' places in ``ids``, or -1. Where ``slowed``, latency's ``k`` are durations far longer than usual,
+    and ``expected`` is how many times longer; elsewhere both are mean buckets.
     """
 
     stretches: Sequence[Stretch]
@@ -113,6 +115,7 @@ class Evaluation:
     template: IntArray
     is_new: BoolArray
     group: IntArray
+    slowed: BoolArray
 
     def _keep(
         self, channel: int, at: IntArray, windows: Sequence[int], s: FloatArray, k: FloatArray, expected: FloatArray
@@ -150,6 +153,7 @@ def evaluate(stretches: Sequence[Stretch], width: int, grid: Grid) -> Evaluation
         template=np.full(shape[1:], -1, np.int64),
         is_new=np.zeros(shape[1:], np.bool_),
         group=np.full(shape[1:], -1, np.int64),
+        slowed=np.zeros(shape[1:], np.bool_),
     )
     counts = np.zeros((shape[1], _LOOKED_AT, LOOK_BACK + width), np.int64)
     for index, (series, _, low, _) in enumerate(stretches):
@@ -265,7 +269,21 @@ def _latency(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArra
     odd = (n >= _MIN_DURATIONS) & (shift > _MIN_SHIFT_BUCKETS)
     s = normal_surprise(z)
     s = np.where(odd, s, np.minimum(s, 2.0) * (n > 0)) * where[at]
-    out._keep(3, at, LONG_WINDOWS, s, shift + mean, np.broadcast_to(mean, n.shape))
+    out._keep(_LATENCY, at, LONG_WINDOWS, s, shift + mean, np.broadcast_to(mean, n.shape))
+    # A few that take far longer hardly move the mean, but they do move the mean square of the distance from it. If
+    # m of n are slower by b, the mean grows by m b / n and that by m b² / n, which says how many and by how much.
+    squares = sums[Row.DURATION_SQUARES, _LONG][:, at] / np.maximum(n, 1) - mean * (2 * shift + mean)
+    of_one, of_block = numbers[Number.TAIL : Number.TREND_RATE, at][:, None, :, None]
+    wider = np.maximum(squares - variance, 1e-9)
+    slower = wider / np.maximum(shift, 1e-9)
+    slow = n * shift / slower
+    odd = (slow >= _MIN_SLOW) & (slower >= _MIN_SLOW_BUCKETS) & (squares >= _MIN_WIDER * variance) & (shift > 0)
+    odd &= where[at]
+    s = np.zeros(n.shape)
+    spread = np.broadcast_to(of_one, n.shape)[odd] / n[odd] + np.broadcast_to(of_block, n.shape)[odd]
+    s[odd] = gamma_surprise(squares[odd], np.broadcast_to(variance, n.shape)[odd], spread)
+    better = out._keep(_LATENCY, at, LONG_WINDOWS, s, slow, 10 ** (np.minimum(slower, 240) / 24))
+    out.slowed[at] |= better
 
 
 def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray) -> None:

@@ -50,7 +50,7 @@ _BELOW_INFO = frozenset({"trace", "debug"})
 _OF_LEVEL = {"error": Row.ERRORS, "fatal": Row.ERRORS, "warn": Row.WARNINGS}
 _SUMMED_STEPS = 1 << 16
 """So many steps are summed at once: of hundreds of units their last hour, or the eight days of a few after a start."""
-_CENTRE = 200
+CENTRE = 200
 """Squares of durations are kept about this bucket (a fifth of a second), so that they stay small."""
 
 
@@ -81,6 +81,9 @@ class Sum(IntEnum):
     BUSY_WINDOWS = 12
     DURATION_WINDOWS = 13  # windows with a duration
     WINDOW_SQUARES = 14  # over windows, the square of their sum of buckets by their durations
+    # As that, of the sum of squares about the centre, and of its product with the sum about the centre.
+    WINDOW_FOURTHS = 15
+    WINDOW_THIRDS = 16
 
 
 class Table:
@@ -289,7 +292,7 @@ class Series:
             column, bucket = self._column(step), int(key)
             self._put(Row.DURATIONS, column, n)
             self._put(Row.DURATION_SUM, column, n * bucket)
-            self._put(Row.DURATION_SQUARES, column, n * (bucket - _CENTRE) ** 2)
+            self._put(Row.DURATION_SQUARES, column, n * (bucket - CENTRE) ** 2)
         elif dimension == "template":
             self.templates.add(key, step, n)
         elif dimension in {"customer_error", "host_error"}:
@@ -371,7 +374,7 @@ class Series:
         if len(out) > Row.ALL:
             out[Row.ALL] += out[Row.RECORDS]
         if len(out) > Row.DURATION_SQUARES and self._rows[Row.DURATIONS] is not None:
-            shift = 2 * _CENTRE * out[Row.DURATION_SUM] - _CENTRE * _CENTRE * out[Row.DURATIONS]
+            shift = 2 * CENTRE * out[Row.DURATION_SUM] - CENTRE * CENTRE * out[Row.DURATIONS]
             out[Row.DURATION_SQUARES] += shift
 
     def copy_records(
@@ -532,7 +535,10 @@ def _sums_together(runs: Sequence[tuple[Series, int, int]], width: int) -> list[
     windows: FloatArray = np.sum(
         [counts[:, step::STEPS_PER_WINDOW] for step in range(STEPS_PER_WINDOW)], axis=0, dtype=np.float64
     )
-    n, e, w, timed, total, _ = windows
+    n, e, w, timed, total, squares = windows
+    some_timed = np.maximum(timed, 1)
+    apart = total - CENTRE * timed
+    about = squares - CENTRE * (total + apart)
     of_windows = np.empty((len(Sum) - 1, windows.shape[1]))
     of_windows[: len(windows)] = windows
     for column, values in (
@@ -543,7 +549,9 @@ def _sums_together(runs: Sequence[tuple[Series, int, int]], width: int) -> list[
         (Sum.WARNINGS_RECORDS, w * n),
         (Sum.BUSY_WINDOWS, n > 0),
         (Sum.DURATION_WINDOWS, timed > 0),
-        (Sum.WINDOW_SQUARES, total * total / np.maximum(timed, 1)),
+        (Sum.WINDOW_SQUARES, total * total / some_timed),
+        (Sum.WINDOW_FOURTHS, about * about / some_timed),
+        (Sum.WINDOW_THIRDS, about * apart / some_timed),
     ):
         of_windows[column - 1] = values
     sums = np.empty((ends[-1] // width, len(Sum)))

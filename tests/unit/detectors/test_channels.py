@@ -12,6 +12,7 @@ import pytest
 from detectors.base import BLOCK_STEPS, CUTS, DAY_US, Count, Judgement
 from detectors.baseline import Baseline, learn
 from detectors.engine import Judge
+from detectors.explain import sentence
 from detectors.signals import Lull, Stretch, damped, evaluate, habits, patience, pauses, silence
 from detectors.windows import Series
 from tests.unit.detectors.traffic import (
@@ -73,6 +74,26 @@ def test_errors_that_grow_for_hours_are_seen_though_no_window_stands_out() -> No
     changes = replay(history + extra(NOW_US - 7 * HOUR_US, NOW_US, 45, seed=3, power=0.5), NOW_US)
     assert len(opened(changes)) == 1
     assert changes[0].incident.findings[0].feature == "trend"
+
+
+@pytest.mark.parametrize(("times", "feature"), [(8, "latency_tail"), (1, None)])
+def test_a_fifth_of_all_runs_that_take_far_longer_is_seen(times: int, feature: str | None) -> None:
+    begin = NOW_US - 40 * MINUTE_US
+    history = normal(UNIT, NOW_US - 30 * HOUR_US, NOW_US, seed=5, per_minute=2, errors=0.0)
+    slow = [e.time_us > begin and i % 5 == 0 for i, e in enumerate(history)]
+    by = round(24 * np.log10(times))
+    events = [
+        e._replace(duration_bucket=(e.duration_bucket or 0) + by * is_slow)
+        for e, is_slow in zip(history, slow, strict=True)
+    ]
+    found = opened(replay(events, NOW_US))
+    assert [one.findings[0].feature for one in found] == ([feature] if feature else [])
+    for one in found:
+        assert one.kind == "latency"
+        assert sentence(one.findings[0]).endswith(
+            f" durations in 30 min some {one.findings[0].name} times as long as usual"
+        )
+        assert abs(float(one.findings[0].name) - times) < 3
 
 
 def nightly(days: int, *, late_us: int = 0, skips: int | None = None) -> list[Event]:
