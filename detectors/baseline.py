@@ -23,7 +23,7 @@ import numpy as np
 from scipy.special import betainc, gammaincc, log_ndtr
 
 from detectors.base import BLOCK_STEPS, DAY_US, STEPS_PER_WINDOW, Grid, Pin
-from detectors.windows import CENTRE, BoolArray, FloatArray, Series, Sum, clean_sums
+from detectors.windows import CENTRE, BoolArray, FloatArray, Past, Series, Sum, clean_sums
 
 MAX_SURPRISE = 60.0
 _HALF_LIFE_US = 3 * DAY_US
@@ -116,7 +116,7 @@ class Baseline:
     first_block: int
     decay: FloatArray
     numbers: FloatArray
-    pasts: dict[tuple[int, int], FloatArray] = field(default_factory=dict)
+    pasts: dict[tuple[int, int], Past] = field(default_factory=dict)
 
 
 def learn(pasts: Sequence[tuple[Series, int]], grid: Grid) -> list[Baseline]:

@@ -377,10 +377,17 @@ def _groups(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None
         if not found:
             continue
         known = np.searchsorted(np.sort(np.array([*table.first.values()])), np.arange(low, low + width), side="right")
+        past = table.remember(min(begin, base.until) // BLOCK_STEPS, base, series.odd)
+        # Of a host that lives for a day as many are expected as of those before it.
+        young = {id for id, _ in table.recent(begin, low + width, 1) if table.first[id] > begin - 24 * BLOCK_STEPS}
+        of_young = past.newcomers / max(len(young), 1)
+        clump = np.full(width, past.clump)
         for id, steps in found:
             events = table.past([id], begin, begin + width, base, series.odd) + 0.3
+            if id in young:
+                events = np.maximum(events, of_young)
             # The strangest of many is strange by chance: a Bonferroni correction.
-            facts.append(np.array([events / (base.records + 100), 1 / events + base.errors.slow_spread, known]))
+            facts.append(np.array([events / (base.records + 100), 1 / events + base.errors.slow_spread, known, clump]))
             ids.append((index, f"{feature}:{id}"))
             usual.append((base.per_step_now, 0.0 if base.errors.by_time else base.errors.p))
             hits.append(steps)
@@ -388,7 +395,7 @@ def _groups(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None
         return
     units = np.array([index for index, _ in ids])
     # Each by customer or host, and window.
-    p, dispersion, known_ones = np.stack(facts, axis=1)
+    p, dispersion, known_ones, clump = np.stack(facts, axis=1)
     n = sums[Row.RECORDS, _LONGEST][:, units]
     # What is more than usual may all be of this one: how much each does is not counted.
     per_step, error_rate = np.array(usual).T[:, None, :, None]
@@ -396,7 +403,8 @@ def _groups(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None
     expected = p * n + error_rate * more
     k = _sums_of(_cumulated(np.stack(hits)[:, None]))[0, _LONGEST]
     enough = (k >= _MIN_ERRORS) & (known_ones > _MIN_GROUPS)
-    s = _surprise_where(enough, k, expected, np.broadcast_to(dispersion, k.shape))
+    # What always comes several at a time is as surprising as so many times fewer that come alone.
+    s = _surprise_where(enough, k / clump, expected / clump, np.broadcast_to(dispersion, k.shape))
     s = np.maximum(s - np.log10(np.maximum(known_ones, 1)), 0)
     for places in _rounds(units):
         kept = out._keep(_CUSTOMER, units[places], CUSTOMER_WINDOWS, s[:, places], k[:, places], expected[:, places])
@@ -578,15 +586,17 @@ def habits(
     for begin, end in blind:
         for row, start in enumerate(starts):
             odd[:, row, max(begin - start, 0) : max(end - start, 0)] = True
-    first = np.array([series.first for series, _ in watched])
-    known = np.array(starts)[:, None] + np.arange(width) >= first[:, None, None]
     # From here on the last axes are (scale, window): a tail of the scale's length, and twice as long before that.
     ends = span + np.arange(width)
     tails, befores = ends - lengths[:, None], ends - 3 * lengths[:, None]
+    first = np.array([series.first for series, _ in watched])
+    known = np.array(starts)[:, None, None] + tails >= first[:, None, None, None]
     total, odd_total = _cumulated(n), _cumulated(odd)
     tail = total[:, :, None, ends] - total[:, :, tails]
     before = total[:, :, tails] - total[:, :, befores]
-    usable = known[:, :, None] & (odd_total[:, :, None, ends] == odd_total[:, :, befores])
+    clean = known & (odd_total[:, :, None, ends] == odd_total[:, :, befores])
+    # With no clean day the others say more than none: nothing is missed that never came, even if that was called odd.
+    usable = np.where(clean.any(axis=1, keepdims=True), clean, known)
     weights = 0.8 ** (days - 1)[:, None, None] * usable
     weight = np.maximum(weights.sum(axis=1), 1e-9)
     is_usable = usable.any(axis=1)
@@ -680,7 +690,10 @@ def lulls(
     by_days = np.where(begins, least, by_days)
     clump = np.where(begins, 1.0, clump)
     is_live = (live_since[:, None] <= step + 1 - 2 * lengths - guard) & (steps >= lengths)
-    expected = np.where(is_live, np.where(is_usable, by_days, _UNKNOWN_DAY * level * (level >= _MIN_LEVEL)), 0.0)
+    # What came for a few hours and was never seen to stop may be a batch that is over.
+    is_steady = (step - np.array([unit.series.first for unit in watched]) >= grid.day_steps() // 2)[:, None]
+    by_level = _UNKNOWN_DAY * level * ((level >= _MIN_LEVEL) & is_steady)
+    expected = np.where(is_live, np.where(is_usable, by_days, by_level), 0.0)
     seen = np.where(is_usable, seen, 2 * level)
     return Lull(tail, expected, seen, normal, np.broadcast_to(clump, tail.shape), begins)
 

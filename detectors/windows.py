@@ -12,11 +12,12 @@ Not here: what is normal (baseline.py), what is odd (signals.py).
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,9 @@ _BELOW_INFO = frozenset({"trace", "debug"})
 _OF_LEVEL = {"error": Row.ERRORS, "fatal": Row.ERRORS, "warn": Row.WARNINGS}
 _SUMMED_STEPS = 1 << 16
 """So many steps are summed at once: of hundreds of units their last hour, or the eight days of a few after a start."""
+_CLUMPED = 5
+"""From so many counts on it is known how a table's keys come together."""
+_DAY_BLOCKS = 24
 CENTRE = 200
 """Squares of durations are kept about this bucket (a fifth of a second), so that they stay small."""
 
@@ -57,8 +61,6 @@ CENTRE = 200
 _ENTRY = struct.Struct("<IBI")
 """Of a ``Table``: number of the key, step within the block, records."""
 
-_MOST_DENSE = 64
-"""Of so many keys it is faster to sum over all blocks than to sort what there is."""
 
 _ENTRIES = np.dtype([("number", "<u4"), ("offset", "u1"), ("n", "<u4")])
 
@@ -84,6 +86,18 @@ class Sum(IntEnum):
     # As that, of the sum of squares about the centre, and of its product with the sum about the centre.
     WINDOW_FOURTHS = 15
     WINDOW_THIRDS = 16
+
+
+class Past(NamedTuple):
+    """What is known of a table's clean past: each key's decayed count by number, and of all keys two numbers.
+
+    ``clump`` is how many records of one key come together beyond what it always brings. ``newcomers``
+    is how many, decayed, are of keys that were first seen in the day before: of hosts that live for a day, all.
+    """
+
+    counts: FloatArray
+    clump: float
+    newcomers: float
 
 
 class Table:
@@ -163,7 +177,7 @@ class Table:
     def past(self, keys: Iterable[str], start: int, end: int, base: Baseline, odd: Odd) -> FloatArray:
         """Return the decayed count of the keys' clean records before each step of ``[start, end)``."""
         whole = min(start, base.until) // BLOCK_STEPS
-        known = self.remember(whole, base, odd)
+        known = self.remember(whole, base, odd).counts
         numbers = [self._numbers[key] for key in keys]
         kept = sum(float(known[number]) for number in numbers if number < len(known))
         wanted = set(numbers)
@@ -177,20 +191,19 @@ class Table:
         total: FloatArray = kept + np.cumsum(since)[start - low :]
         return total
 
-    def remember(self, whole: int, base: Baseline, odd: Odd) -> FloatArray:
-        """Return the decayed count of each key's clean records before the block ``whole``, found once a baseline."""
+    def remember(self, whole: int, base: Baseline, odd: Odd) -> Past:
+        """Return what is known of the keys' clean records before the block ``whole``, found once a baseline."""
         known = base.pasts.get((id(self), whole))
         if known is None:
-            known = base.pasts[id(self), whole] = self._decayed(whole, base, odd)
+            known = base.pasts[id(self), whole] = self._past(whole, base, odd)
         return known
 
-    def _decayed(self, whole: int, base: Baseline, odd: Odd) -> FloatArray:
-        """Return the decayed count of each key's clean records before the block ``whole``, by the key's number."""
+    def _past(self, whole: int, base: Baseline, odd: Odd) -> Past:
         whole = min(whole, base.first_block + len(base.decay))
         known = np.sort(np.fromiter(self._blocks, np.int64, len(self._blocks)))
         blocks = known[np.searchsorted(known, base.first_block) : np.searchsorted(known, whole)]
         if not blocks.size:
-            return np.zeros(0)
+            return Past(np.zeros(0), 1.0, 0.0)
         parts = [self._blocks[block] for block in blocks.tolist()]
         entries = np.frombuffer(b"".join(parts), _ENTRIES)
         place = np.repeat(np.arange(len(blocks)), np.array(list(map(len, parts))) // _ENTRY.size)
@@ -203,15 +216,25 @@ class Table:
             entries, place = entries[used], place[used]
         # By key and block first, in whole numbers, then block by block: the order of arrival must not show.
         cells = entries["number"].astype(np.int64) * len(blocks) + place
-        weights: FloatArray = base.decay[blocks - base.first_block]
-        if len(self._names) <= _MOST_DENSE:
-            sums = np.bincount(cells, entries["n"], len(self._names) * len(blocks)).reshape(-1, len(blocks))
-            dense: FloatArray = np.cumsum(weights * sums, axis=1)[:, -1]
-            return dense
         cells, which = np.unique(cells, return_inverse=True)
-        weighted = weights[cells % len(blocks)] * np.bincount(which, entries["n"], len(cells))
-        found: FloatArray = np.bincount(cells // len(blocks), weighted, len(self._names)).astype(np.float64)
-        return found
+        number, place = np.divmod(cells, len(blocks))
+        n = np.bincount(which, entries["n"], len(cells))
+        weighted = base.decay[blocks - base.first_block][place] * n
+        counts: FloatArray = np.bincount(number, weighted, len(self._names)).astype(np.float64)
+        if len(n) < _CLUMPED:
+            return Past(counts, 1.0, 0.0)
+        # How many of a key come together: a size-biased mean, less what the key always brings. The largest counts
+        # as the second largest, for it may be an incident that nobody saw. Sums are exact, whatever their order.
+        weight, n = weighted / n, np.minimum(n, np.partition(n, -2)[-2])
+        mean = np.bincount(number, n, len(self._names)) / max(whole - base.first_block, 1)
+        clump = math.fsum(weight * n * (n - mean[number])) / math.fsum(weight * n)
+        # Which come of keys not older than a day.
+        first = np.array([self.first[name] for name in self._names]) // BLOCK_STEPS
+        later = blocks[place] >= base.first_block + _DAY_BLOCKS
+        young = later & (blocks[place] < first[number] + _DAY_BLOCKS)
+        share = math.fsum(weighted[young]) / (math.fsum(weighted[later]) + _CLUMPED)
+        newcomers = share * math.fsum(counts)
+        return Past(counts, max(clump, 1.0), newcomers)
 
     def trim(self, before: int) -> None:
         """Forget everything before the step ``before``."""
