@@ -33,6 +33,7 @@ _LEARNING_MOST = 3 * 288
 """A task that works once a night has few windows, but after three of them a habit."""
 _YOUNG_BLOCKS = 4
 _LEAST_DURATIONS = 30
+_LEAST_ENDED, _LEAST_HOURS, _MOST_ENDED = 10, 6, 9.0
 _BY_TIME = 0.3
 _PADDED = 32
 """Histories are filled up to a multiple of so many blocks, with nothing, so that many can be summed at once."""
@@ -67,7 +68,9 @@ class Number(IntEnum):
     WARNINGS_TREND_RATE = 19
     WARNINGS_TREND_DOUBT = 20
     TREND_PINNED = 21  # the step in which the rate of errors was pinned; 0 if it is just that of half a day ago
-    END = 22
+    FINISHED = 22
+    """Durations and errors to a record that is neither, where every hour had them; and the steps that a run may take."""
+    END = 24
 
 
 def hold(pin: Pin, base: Baseline) -> None:
@@ -153,6 +156,7 @@ def _learn(pasts: Sequence[tuple[Series, int, int, FloatArray]], length: int, gr
     if timed.size:
         found = _latencies(rows[timed], decay, total[timed], hour[timed])
         numbers[timed, Number.LATENCY : Number.TREND_RATE] = found
+        numbers[timed, Number.FINISHED : Number.END] = _finishing(rows[timed], total[timed], found, grid)
     block_us = BLOCK_STEPS * grid.step_us
     is_old = np.arange(length, 0, -1) - 1 >= DAY_US / 2 / block_us
     grown = np.flatnonzero((is_old & (rows[:, :, Sum.RECORDS] > 0)).sum(axis=1) * block_us >= DAY_US)
@@ -281,6 +285,21 @@ def _latencies(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: Flo
     of_square, of_block = _squares(rows, decay, total, mean, variance)
     of_block *= 1 + _YOUNG_BLOCKS / blocks
     return np.stack((mean_hour, variance, window_variance, block_variance + doubt, count, of_square, of_block), axis=1)
+
+
+def _finishing(rows: FloatArray, total: FloatArray, latency: FloatArray, grid: Grid) -> FloatArray:
+    """Return how many runs end to a record of none that does, and the steps one may take, shape (units, 2)."""
+    ended = rows[:, :, Sum.DURATIONS] + rows[:, :, Sum.ERRORS]
+    on = np.maximum(rows[:, :, Sum.RECORDS] - ended, 0)
+    all_ended = total[:, Sum.DURATIONS] + total[:, Sum.ERRORS]
+    ratio = all_ended / np.maximum(total[:, Sum.RECORDS] - all_ended, 1.0)
+    expected = ratio[:, None] * on
+    says = expected >= _LEAST_ENDED
+    # The least of all hours but one, for that may be what nobody saw.
+    least = np.sort(np.where(says, ended / np.maximum(expected, 1e-9), np.inf), axis=1)[:, 1]
+    is_steady = (says.sum(axis=1) >= _LEAST_HOURS) & (least >= 0.5) & (ratio <= _MOST_ENDED)
+    steps = 10 ** ((latency[:, 0] + 2 * np.sqrt(latency[:, 1])) / 24) / 1e3 / grid.step_us
+    return np.stack((ratio * is_steady, steps), axis=1)
 
 
 def _squares(

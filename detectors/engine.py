@@ -51,6 +51,7 @@ from detectors.signals import (
     Evaluation,
     Habit,
     Lull,
+    Pace,
     Pauses,
     Stretch,
     Watched,
@@ -805,8 +806,10 @@ class Judge:
         feature = CHANNELS[channel]
         unit = "records"
         name = ""
-        if feature == "latency" and found.slowed[at]:
+        if feature == "latency" and found.pace[at] == Pace.TAIL:
             feature, name, expected = "latency_tail", f"{expected:.1f}", 0.0
+        elif feature == "latency" and found.pace[at] == Pace.UNFINISHED:
+            feature = "unfinished"
         elif feature == "latency":
             # Buckets are 24 a decade of nanoseconds.
             observed, expected = (10 ** (value / 24) / 1e6 for value in (observed, expected))

@@ -205,6 +205,8 @@ def sentence(finding: Finding) -> str:
             return f"typical duration {seen} ms over {over}, {usual} ms expected"
         case "latency_tail":
             return f"{seen} durations in {over} some {finding.name} times as long as usual"
+        case "unfinished":
+            return f"{seen} runs ended in {over} of {usual} expected by what began"
         case "silence":
             return f"{seen} records in {over}, {usual} expected"
         case _:

@@ -10,7 +10,8 @@ channel    windows back    counts when
 errors     1, 2, 3, 6, 12  at least 5, and 4.5 more than expected
 template   2, 6, 12        at least 5; 3 if never seen and the unit is known for a day, also over 24, 48
 warnings   2, 6, 12        at least 8; over 24, 48, 96 as trend
-latency    2, 6, 12        at least 5 durations, longer by half, or as many of them by far
+latency    2, 6, 12        at least 5 durations, longer by half, or as many of them by far; 10, a quarter as long;
+                           at least 10 runs that should have ended, nearly none of which has
 silence    2 to 24         at least 10 expected, nearly none seen, and the unit was live
 customer   6, 12           at least 5 errors of one customer or host, of more than five known
 trend      24, 48, 96      at least 8 and twice as many errors as half a day ago
@@ -57,6 +58,8 @@ _PASSING = 8
 _MIN_NEW, _MIN_WARNINGS, _MIN_DURATIONS = 3, 8, 5
 _MIN_SHIFT_BUCKETS = 0.45 / np.log(10) * 24
 _MIN_SLOW, _MIN_SLOW_BUCKETS, _MIN_WIDER = 5, 24 * np.log10(2), 1.5
+_MIN_DROPPED, _MIN_DROP_BUCKETS = 10, 24 * np.log10(4)
+_MIN_UNFINISHED, _ENDS_DISPERSION = 10, 0.02
 _MIN_GROUPS, _MIN_TREND = 5, 8
 _KNOWN_PENALTY = 0.8
 _PLAIN_ERRORS, _PLAIN_SHARE, _PLAIN_RECORDS, _PLAIN_SURPRISE, _PLAIN_RATIO = 10, 0.5, 20, 5.0, 5
@@ -93,6 +96,14 @@ class Stretch(NamedTuple):
     blank: Sequence[tuple[int, int]] = ()
 
 
+class Pace(IntEnum):
+    """In which way durations are odd, and what ``k`` and ``expected`` are then."""
+
+    TYPICAL = 0  # mean buckets
+    TAIL = 1  # durations far longer than usual; how many times as long they are
+    UNFINISHED = 2  # runs that ended; how many should have
+
+
 @dataclass(slots=True)
 class Evaluation:
     """The channels of several units; arrays are (channel, unit, window), or (unit, window).
@@ -100,8 +111,7 @@ class Evaluation:
     ``k`` and ``expected`` are those of the scale (``windows``) with the highest surprise. ``short``
     is the highest surprise over short scales, ``plain`` where the plain rules for units that are
     still being learned hold. ``template`` and ``group`` ("customer:ID" or "host:NAME") are
-    the strongest ones' places in ``ids``, or -1. Where ``slowed``, latency's ``k`` are durations far longer than usual,
-    and ``expected`` is how many times longer; elsewhere both are mean buckets.
+    the strongest ones' places in ``ids``, or -1. ``pace`` says what latency's ``k`` and ``expected`` are.
     """
 
     stretches: Sequence[Stretch]
@@ -115,7 +125,7 @@ class Evaluation:
     template: IntArray
     is_new: BoolArray
     group: IntArray
-    slowed: BoolArray
+    pace: IntArray
 
     def _keep(
         self, channel: int, at: IntArray, windows: Sequence[int], s: FloatArray, k: FloatArray, expected: FloatArray
@@ -153,7 +163,7 @@ def evaluate(stretches: Sequence[Stretch], width: int, grid: Grid) -> Evaluation
         template=np.full(shape[1:], -1, np.int64),
         is_new=np.zeros(shape[1:], np.bool_),
         group=np.full(shape[1:], -1, np.int64),
-        slowed=np.zeros(shape[1:], np.bool_),
+        pace=np.zeros(shape[1:], np.int64),
     )
     counts = np.zeros((shape[1], _LOOKED_AT, LOOK_BACK + width), np.int64)
     for index, (series, _, low, _) in enumerate(stretches):
@@ -186,6 +196,9 @@ def evaluate(stretches: Sequence[Stretch], width: int, grid: Grid) -> Evaluation
     timed = np.flatnonzero(is_timed.any(axis=1))
     if timed.size:
         _latency(out, timed, sums, numbers, is_timed)
+    begun = np.flatnonzero((numbers[Number.FINISHED] > 0) & (totals[:, Row.RECORDS] >= _MIN_UNFINISHED).any(axis=1))
+    if begun.size:
+        _unfinished(out, begun, sums, numbers)
     return out
 
 
@@ -267,8 +280,11 @@ def _latency(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArra
     between = _at_scale(window_variance, block_variance, lengths)
     z = shift / np.sqrt(between + variance * (1 / np.maximum(n, 1) + 1 / count))
     odd = (n >= _MIN_DURATIONS) & (shift > _MIN_SHIFT_BUCKETS)
-    s = normal_surprise(z)
-    s = np.where(odd, s, np.minimum(s, 2.0) * (n > 0)) * where[at]
+    # What fails at once is told by its errors; what succeeds at once has done nothing.
+    failed = sums[Row.ERRORS, _LONG][:, at]
+    dropped = (n >= _MIN_DROPPED) & (shift < -_MIN_DROP_BUCKETS) & (failed <= 0.2 * n)
+    s = normal_surprise(np.where(dropped, -z, z))
+    s = np.where(odd | dropped, s, np.minimum(s, 2.0) * (n > 0)) * where[at]
     out._keep(_LATENCY, at, LONG_WINDOWS, s, shift + mean, np.broadcast_to(mean, n.shape))
     # A few that take far longer hardly move the mean, but they do move the mean square of the distance from it. If
     # m of n are slower by b, the mean grows by m b / n and that by m b² / n, which says how many and by how much.
@@ -283,7 +299,23 @@ def _latency(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArra
     spread = np.broadcast_to(of_one, n.shape)[odd] / n[odd] + np.broadcast_to(of_block, n.shape)[odd]
     s[odd] = gamma_surprise(squares[odd], np.broadcast_to(variance, n.shape)[odd], spread)
     better = out._keep(_LATENCY, at, LONG_WINDOWS, s, slow, 10 ** (np.minimum(slower, 240) / 24))
-    out.slowed[at] |= better
+    out.pace[at] = np.where(better, Pace.TAIL, out.pace[at])
+
+
+def _unfinished(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArray) -> None:
+    """Runs that begin and do not end: next to none of what usually follows the records that are not of an end."""
+    ended = (sums[Row.DURATIONS, _LONG] + sums[Row.ERRORS, _LONG])[:, at]
+    on = np.maximum(sums[Row.RECORDS, _LONG][:, at] - ended, 0)
+    ratio, steps = numbers[Number.FINISHED : Number.END, at][:, None, :, None]
+    lengths = STEPS_PER_WINDOW * np.array(LONG_WINDOWS, np.float64)[:, None, None]
+    expected = ratio * on * np.maximum(1 - steps / lengths, 0)
+    odd = (expected >= _MIN_UNFINISHED) & (ended <= 0.1 * expected)
+    if not odd.any():
+        return
+    s = np.zeros(on.shape)
+    s[odd] = lack(ended[odd], expected[odd], _ENDS_DISPERSION)
+    better = out._keep(_LATENCY, at, LONG_WINDOWS, s, ended, expected)
+    out.pace[at] = np.where(better, Pace.UNFINISHED, out.pace[at])
 
 
 def _templates(out: Evaluation, at: IntArray, counts: IntArray, sums: FloatArray) -> None:

@@ -1252,5 +1252,7 @@ def _query(incident: Incident, units: Sequence[str], grid: Grid) -> str:
         "level_mix": " AND log.level:>=warn",
         "latency": " AND event.duration:*",
     }.get(incident.kind, "")
+    if any(finding.feature == "unfinished" for finding in incident.findings[:1]):
+        what = ""
     start = incident.start_us - (2 * grid.window_us if incident.kind == "silence" else 0)
     return f"{who}{what} AND @timestamp:[{_quoted(format_us(start))} TO {_quoted(format_us(incident.end_us))}]"
