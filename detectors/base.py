@@ -108,12 +108,13 @@ class Finding(NamedTuple):
 
 
 class TemplateCount(NamedTuple):
-    """A template's records in the odd window."""
+    """A template's records in the odd window; ``is_common`` if several units had it a day before, when all was well."""
 
     id: str
     n: int
     is_new: bool
     first_us: int
+    is_common: bool = False
 
 
 class Pin(NamedTuple):

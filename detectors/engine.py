@@ -70,6 +70,7 @@ from detectors.signals import (
 from detectors.templates import Merging
 from detectors.windows import BoolArray, FloatArray, Row, Series
 
+_COMMON_UNITS = 3
 _HOLD_SURPRISE = 2.5
 _HOLD_STEPS = HOLD_WINDOWS * STEPS_PER_WINDOW
 _PAUSE_STEPS = REJOIN_WINDOWS * STEPS_PER_WINDOW
@@ -222,6 +223,7 @@ class Judge:
         self.grid = grid
         self.budgets = budgets or Budgets()
         self._units: dict[str, _Unit] = {}
+        self._firsts: dict[str, list[int]] | None = None  # of each template, when units had it first; as of this tick
         self._day = 0
         self._forest: Forest | None = None
         self._saved_forest: Forest | None = None
@@ -558,6 +560,7 @@ class Judge:
                 steps.add(step)
             if steps:
                 touched[name] = steps | touched[name] if name in touched else steps
+        self._firsts = None
         for name, steps in touched.items():
             self._units[name].change(min(steps))
         if is_restored:
@@ -824,6 +827,26 @@ class Judge:
             feature, _, name = found.ids[int(found.group[at])].partition(":")
         return Finding(feature, unit, observed, expected, strength, windows * self.grid.window_us, name)
 
+    def _is_common(self, template: str, step: int) -> bool:
+        """Return whether several units had a template a day before a step, none while it was odd: a framework's words.
+
+        Such words say nothing about a cause that two units may share.
+        """
+        if self._firsts is None:
+            self._firsts = {}
+            for unit in self._units.values():
+                series = unit.series
+                clean: dict[str, int] = {}
+                for id, first in series.templates.first.items():
+                    marks = series.odd.get(first // BLOCK_STEPS)
+                    if marks is None or not marks[first % BLOCK_STEPS]:
+                        group = series.kin.get(id, id)
+                        clean[group] = min(first, clean.get(group, first))
+                for group, first in clean.items():
+                    self._firsts.setdefault(group, []).append(first)
+        day = self.grid.day_steps()
+        return sum(first < step - day for first in self._firsts.get(template, ())) >= _COMMON_UNITS
+
     def _judgement(
         self,
         name: str,
@@ -851,7 +874,8 @@ class Judge:
             if total and (kind == "level_mix" or self._is_error(series, ids, start)):
                 first = min(series.templates.first[one] for one in ids)
                 is_new = first >= start and first > series.first + _LOOK_BACK and not is_remembered(series, ids)
-                templates.append(TemplateCount(id, total, is_new, first * grid.step_us))
+                is_common = is_raised and not is_new and self._is_common(series.kin.get(id, id), start)
+                templates.append(TemplateCount(id, total, is_new, first * grid.step_us, is_common))
         templates.sort(key=lambda t: (not t.is_new, -t.n, t.id))
         versions: dict[str, int] = {}
         for at in range(start, step + 1):

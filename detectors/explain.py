@@ -35,8 +35,10 @@ _SHAREABLE = frozenset(
 _LEAST_RUNS, _LEAST_SHARE, _LEAST_LIFT, _LEAST_SURPRISE = 5, 0.5, 1.5, 3.0
 
 
-def names(record: Mapping[str, object]) -> frozenset[str]:
+def names(record: Mapping[str, object], *, is_common: bool = False) -> frozenset[str]:
     r"""Return what an error record names: hosts, other tasks, and its own masked last line but for the stack.
+
+    The line is left out if it ``is_common``, the words of a framework that all tasks use.
 
     Two tasks whose errors name the same thing at the same time have probably one cause. The class of an error
     is no such thing: that many have.
@@ -62,7 +64,7 @@ def names(record: Mapping[str, object]) -> frozenset[str]:
                 found.add(_VARIABLE.sub("*", name))
     last = lines[-1] if lines else ""
     line = _VARIABLE.sub("*", f"{kind}: {last}" if kind and kind not in last else last)
-    if len(line) >= _LEAST_ENDING:
+    if len(line) >= _LEAST_ENDING and not is_common:
         found.add(line[:200])
     return frozenset(found)
 

@@ -35,6 +35,7 @@ _SAME_WINDOWS = 36
 _JOIN_WINDOWS = 12
 _FRESH_WINDOWS = 4
 _SAME_SERVICE_WINDOWS = 2
+_SAME_WORDS_WINDOWS = 3
 _REOPEN_SURPRISE, _EXTEND_SURPRISE = 2.5, 1.3
 _KINDS = ("new_error", "error_burst", "silence", "latency", "level_mix", "joint")
 """From the most to the least telling; an incident has the most telling kind of its windows."""
@@ -280,7 +281,10 @@ class Incidents:
     def _is_alike(self, judgement: Judgement, facts: Facts, incident: Incident, unit: str, member: Member) -> bool:
         """Return whether a unit's errors are those of a member, or the same happens to both of one service."""
         is_error = judgement.kind in _ERRORS and incident.kind in _ERRORS
-        if is_error and {t.id for t in judgement.templates[:3]}.intersection(member.templates[:3]):
+        # What any task says in any failure is shared by those that fail together, not by all within an hour.
+        near = abs(judgement.start_us - member.start_us) <= _SAME_WORDS_WINDOWS * self._grid.window_us
+        telling = {t.id for t in judgement.templates[:3] if near or not t.is_common}
+        if is_error and telling.intersection(member.templates[:3]):
             return True
         if facts.service is None or facts.service != member.service:
             return False

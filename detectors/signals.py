@@ -85,6 +85,8 @@ _MIN_SCHEDULED = 20
 _REGULAR_FEW, _REGULAR_MANY = 4, 20
 _LATE_STEPS = 3 * STEPS_PER_WINDOW
 """A batch may come so much later than it ever did."""
+_RETURN_STEPS = 15 * STEPS_PER_WINDOW
+"""What was called silent and came within so many was only late."""
 
 
 class Stretch(NamedTuple):
@@ -608,7 +610,7 @@ def habits(
     lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)
     days = np.arange(1, _SILENCE_DAYS + 1)
     starts = [low + 1 - span - j * day for j in days.tolist()]
-    n = np.zeros((size, _SILENCE_DAYS, span + width - 1))
+    n = np.zeros((size, _SILENCE_DAYS, span + width - 1 + _RETURN_STEPS))
     odd = np.zeros(n.shape, np.bool_)
     for index, (series, _) in enumerate(watched):
         for row, start in enumerate(starts):
@@ -627,6 +629,9 @@ def habits(
     tail = total[:, :, None, ends] - total[:, :, tails]
     before = total[:, :, tails] - total[:, :, befores]
     clean = known & (odd_total[:, :, None, ends] == odd_total[:, :, befores])
+    # Nor was it missed if it came an hour later: after clocks were changed it does so on every day.
+    late = known & ~clean & (total[:, :, None, ends + _RETURN_STEPS] - total[:, :, None, ends] >= _MIN_SCHEDULED)
+    clean |= late
     # With no clean day the others say more than none: nothing is missed that never came, even if that was called odd.
     usable = np.where(clean.any(axis=1, keepdims=True), clean, known)
     weights = 0.8 ** (days - 1)[:, None, None] * usable
@@ -642,7 +647,7 @@ def habits(
     is_weekend = ((steps - np.arange(_SILENCE_DAYS + 1)[:, None] * day) * grid.step_us // DAY_US + 3) % 7 >= 5
     same = (is_weekend[1:] == is_weekend[0])[:, None]
     # One weekend day says little: what is expected on another has come on working days as well.
-    alike = usable & (same | is_weekend[0])
+    alike = usable & (same | is_weekend[0] | late)
     earlier = total[:, :, None, ends - _LATE_STEPS] - total[:, :, tails - _LATE_STEPS]
     least = np.where(alike, np.minimum(tail, earlier), np.inf).min(axis=1)
     is_regular = (alike.sum(axis=1) >= 3) & (usable & same).any(axis=1) & (least >= _MIN_SCHEDULED)

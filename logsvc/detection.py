@@ -762,7 +762,7 @@ def _facts(
             continue
         service = service or _text(record, "service.name")
         texts[template.id] = _text(record, "log.template.text") or _text(record, "message") or template.id
-        found |= names(record)
+        found |= names(record, is_common=template.is_common)
     return Facts(service or service_of(), texts, frozenset(found))
 
 
