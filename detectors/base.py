@@ -103,8 +103,9 @@ class Finding(NamedTuple):
     expected: float
     strength: float
     scale_us: int  # length of time over which it was counted
-    name: str = ""  # of whom, for customer and host; how many times as long, for latency_tail; what made it up, for
-    # joint; the day of the pin, for trend
+    name: str = ""
+    """Of whom, for customer and host; how many times as long, for latency_tail; what made it up, for joint; the day
+    of the pin, for trend; "fleet" for silence of most units."""
 
 
 class TemplateCount(NamedTuple):

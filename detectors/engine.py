@@ -55,8 +55,8 @@ from detectors.signals import (
     Pauses,
     Stretch,
     Watched,
-    damped,
     evaluate,
+    fleet_level,
     habits,
     is_quiet,
     is_remembered,
@@ -65,12 +65,15 @@ from detectors.signals import (
     may_be_silent,
     patience,
     pauses,
+    rest_steps,
     silence,
 )
 from detectors.templates import Merging
 from detectors.windows import BoolArray, FloatArray, Row, Series
 
 _COMMON_UNITS = 3
+_FLEET_STOPS = 0.3
+"""A unit that falls silent while others do less than this share of what they usually do is not alone."""
 _HOLD_SURPRISE = 2.5
 _HOLD_STEPS = HOLD_WINDOWS * STEPS_PER_WINDOW
 _PAUSE_STEPS = REJOIN_WINDOWS * STEPS_PER_WINDOW
@@ -966,39 +969,43 @@ class Judge:
             if unit.series.last > oldest and self._watched(unit, step) is not None:
                 others.append(name)
         others = others[:: max(1, len(others) // _FLEET_UNITS)]
-        k, usual = liveliness(seen)
-        fleet_k, fleet_usual = k.sum(axis=0), usual.sum(axis=0)
+        units = liveliness(seen)
+        fleet = units.sum(axis=1)
         if others:
-            found_k, found_usual = liveliness(self._lulls(others, step)[0])
-            fleet_k, fleet_usual = fleet_k + found_k.sum(axis=0), fleet_usual + found_usual.sum(axis=0)
+            fleet += liveliness(self._lulls(others, step)[0]).sum(axis=1)
         for name in suspects:
             place = low.index(name)
-            usual_others = fleet_usual - usual[place]
-            lively = np.minimum(np.maximum(fleet_k - k[place], 0) / np.maximum(usual_others, 1), 1)
-            s, scale = silence(seen, place, np.where(usual_others >= 5, damped(lively), 1.0), past.get(name))
+            k, usual, before = np.maximum(fleet - units[:, place], 0)
+            level = fleet_level(k, usual, before)
+            s, scale = silence(seen, place, level, past.get(name))
             strength = s / float(self.budgets.cuts(name)[_SILENCE])
             unit = self._units[name]
             length = SILENCE_WINDOWS[scale] * STEPS_PER_WINDOW
             came, due = float(seen.k[place, scale]), float(seen.expected[place, scale])
-            if strength < 1 and name in overdue and (usual_others[-1] < 5 or lively[-1] >= _LIVELY):
+            if strength < 1 and name in overdue and level[-1] >= _LIVELY:
                 length, due = overdue[name]
                 came, strength = 0.0, 1.0
             if strength < 1 or (step in unit.marks and unit.marks[step].is_raised):
                 continue
+            if unit.series.last_before(step + 1) - watched[name].live_since < STEPS_PER_WINDOW:
+                continue  # history that was sent in one go ended there; it was never live
             start = min(max(step + 1 - length, unit.series.last_before(step + 1) + 1), step)
             self._set_mark(unit, step, _Mark(start, "silence", True))
-            finding = Finding("silence", "records", came, due, strength, length * self.grid.step_us)
+            who = "fleet" if k[scale] < _FLEET_STOPS * usual[scale] else ""
+            finding = Finding("silence", "records", came, due, strength, length * self.grid.step_us, who)
             out.append(self._silent(name, unit, start, step, strength, [finding]))
 
     def _overdue(self, watched: Watched, unit: _Unit, step: int) -> tuple[int, float] | None:
-        """Return for how many steps a unit that comes regularly has not, and the records due; None while it may yet come."""
+        """Return for how many steps a unit that comes regularly has not, and what came last; None while it may yet come."""
         series, most = watched.series, self._patience(unit, step)
         last = series.last_before(step + 1) if most else step
         if step - last <= most or watched.live_since > last:
             return None
         if any(start <= step and end > last for start, end in self._blind):
             return None
-        return step - last, max(watched.base.per_step * (step - last), 1.0)
+        if step - last - rest_steps(series, last, step, most, self.grid) <= most:
+            return None
+        return step - last, float(series.records_in(last - most, last + 1))
 
     def _patience(self, unit: _Unit, step: int) -> int:
         """Return after how many steps without a record a unit is overdue at a step, 0 for never; found once a block."""

@@ -286,6 +286,8 @@ class Incidents:
         telling = {t.id for t in judgement.templates[:3] if near or not t.is_common}
         if is_error and telling.intersection(member.templates[:3]):
             return True
+        if judgement.kind == incident.kind == "silence" and _is_of_fleet(judgement) and _is_of_fleet(incident):
+            return True
         if facts.service is None or facts.service != member.service:
             return False
         # A task and the rest of its service are one program.
@@ -411,6 +413,11 @@ def _name_the_same(judgement: Judgement, facts: Facts, incident: Incident, unit:
     return (
         not facts.names.isdisjoint(member.names) or _name(unit) in facts.names or _name(judgement.unit) in member.names
     )
+
+
+def _is_of_fleet(one: Judgement | Incident) -> bool:
+    """Return whether a unit fell silent with most of the others."""
+    return bool(one.findings) and one.findings[0].name == "fleet"
 
 
 def _observed(findings: Sequence[Finding]) -> float:

@@ -74,6 +74,7 @@ _UNKNOWN_DAY = 1 / 3
 _SILENCE_SPAN = 3 * SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW
 """Steps that silence looks back over: the longest scale, and twice that before."""
 _FLEET_CLUMPS = 20.0
+_LEAST_FLEET, _STOPPED, _STOPPED_LEVEL = 5, 0.1, 0.6
 _PAUSE_BLOCKS = 24
 _PAUSE_STEPS = 7 * 1440
 """So many steps tell how a unit pauses, however short they are."""
@@ -553,7 +554,8 @@ class Lull(NamedTuple):
 
     ``rests_on`` is how many records it is expected by, ``usual`` what would have come had the level
     before gone on; by it the fleet is measured. ``clump`` says how many come together. ``begins``
-    says that a batch is expected, which begins from nothing. All have the shape (units, scales).
+    says that a batch is expected, which begins from nothing. ``before`` is what came before, in as long a time.
+    All have the shape (units, scales).
     """
 
     k: FloatArray
@@ -562,6 +564,7 @@ class Lull(NamedTuple):
     usual: FloatArray
     clump: FloatArray
     begins: BoolArray
+    before: FloatArray
 
 
 class Pauses(NamedTuple):
@@ -732,7 +735,7 @@ def lulls(
     by_level = _UNKNOWN_DAY * level * ((level >= _MIN_LEVEL) & is_steady)
     expected = np.where(is_live, np.where(is_usable, by_days, by_level), 0.0)
     seen = np.where(is_usable, seen, 2 * level)
-    return Lull(tail, expected, seen, normal, np.broadcast_to(clump, tail.shape), begins)
+    return Lull(tail, expected, seen, normal, np.broadcast_to(clump, tail.shape), begins, before / 2)
 
 
 def _cumulated(values: npt.NDArray[Any]) -> FloatArray:
@@ -741,14 +744,15 @@ def _cumulated(values: npt.NDArray[Any]) -> FloatArray:
     return out
 
 
-def liveliness(seen: Lull) -> tuple[FloatArray, FloatArray]:
-    """Return (seen, usual) of each unit as parts of the fleet, both (units, scales): none counts for much more than others.
+def liveliness(seen: Lull) -> FloatArray:
+    """Return (seen, usual, just before) of each unit as parts of the fleet, shape (3, units, scales).
 
-    A batch of thousands of records must not decide alone whether everything is quiet.
+    None counts for much more than others: a batch of thousands of records must not decide alone whether
+    everything is quiet.
     """
-    k, usual = seen.k / seen.clump, seen.usual / seen.clump
+    k, usual, before = seen.k / seen.clump, seen.usual / seen.clump, seen.before / seen.clump
     weight = np.minimum(1.0, _FLEET_CLUMPS / np.maximum(usual, 1e-9))
-    return np.minimum(k, 2 * usual) * weight, usual * weight
+    return np.stack((np.minimum(k, 2 * usual) * weight, usual * weight, np.minimum(before, 2 * usual) * weight))
 
 
 def patience(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, int]]) -> int:
@@ -770,6 +774,8 @@ def patience(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, 
         is_clean = odd[busy[1:] - busy[0]] == odd[busy[:-1] - busy[0] + 1]
     for begin, end in blind:
         is_clean &= (busy[1:] < begin) | (busy[:-1] >= end)
+    for at in np.flatnonzero(2 * gaps >= day).tolist():
+        gaps[at] -= rest_steps(series, int(busy[at]), int(busy[at + 1]), day, grid)
     gaps = gaps[is_clean]
     longest = int(gaps.max(initial=0))
     if longest < 2 * STEPS_PER_WINDOW:
@@ -780,6 +786,21 @@ def patience(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, 
         return 0
     late = _LATE_STEPS + (day // 24 if 2 * longest >= day else 0)
     return longest + max(late, longest - int(long.min()))
+
+
+def rest_steps(series: Series, start: int, end: int, gap: int, grid: Grid) -> int:
+    """Return how many steps of ``[start, end)`` are of weekends, if a unit with such gaps comes once a day and never then."""
+    day = grid.day_steps()
+    if 2 * gap < day or 2 * (end - start) < day:
+        return 0
+
+    def is_weekend(step: int) -> bool:
+        return (step * grid.step_us // DAY_US + 3) % 7 >= 5
+
+    if any(map(is_weekend, series.busy_steps(end - (_SILENCE_DAYS + 1) * day, end).tolist())):
+        return 0
+    hour = max(day // 24, 1)
+    return sum(hour for step in range(start, end, hour) if is_weekend(step))
 
 
 def pauses(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, int]]) -> Pauses | None:
@@ -850,6 +871,13 @@ def silence(seen: Lull, unit: int, fleet: FloatArray, past: Pauses | None) -> tu
     return float(s[best]), best
 
 
-def damped(lively: FloatArray) -> FloatArray:
-    """Return how lively a fleet is, without what chance makes of it: from four fifths on it is as lively as ever."""
-    return np.where(lively < 0.6, lively, np.minimum(2 * lively - 0.6, 1.0))
+def fleet_level(k: FloatArray, usual: FloatArray, before: FloatArray) -> FloatArray:
+    """Return how much of the usual a fleet does, 0…1, by scale; see ``liveliness``.
+
+    From four fifths on it is as lively as ever, for chance makes a fifth; with hardly any fleet nothing is known.
+    What was lively and stops all at once does not do so for a holiday, so it does not excuse anyone.
+    """
+    lively = np.minimum(k / np.maximum(usual, 1), 1)
+    level = np.where(lively < 0.6, lively, np.minimum(2 * lively - 0.6, 1.0))
+    has_stopped = (lively < _STOPPED) & (before >= 0.3 * usual)
+    return np.where(usual < _LEAST_FLEET, 1.0, np.where(has_stopped, _STOPPED_LEVEL, level))

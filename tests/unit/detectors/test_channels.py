@@ -13,7 +13,7 @@ from detectors.base import BLOCK_STEPS, CUTS, DAY_US, Count, Judgement
 from detectors.baseline import Baseline, learn
 from detectors.engine import Judge
 from detectors.explain import sentence
-from detectors.signals import Lull, Stretch, damped, evaluate, habits, patience, pauses, silence
+from detectors.signals import Lull, Stretch, evaluate, fleet_level, habits, patience, pauses, silence
 from detectors.windows import Series
 from tests.unit.detectors.traffic import (
     HOUR_US,
@@ -226,7 +226,7 @@ def by_runs(days: float, seed: int, *, a_day: float = 720, debug_on: bool = Fals
 def lull(expected: float, base: Baseline) -> Lull:
     """Return what is known when nothing came of so many expected records."""
     one = np.full((1, 1), expected)
-    return Lull(0 * one, one, 5 * one, one, np.full((1, 1), base.clump), one < 0)
+    return Lull(0 * one, one, 5 * one, one, np.full((1, 1), base.clump), one < 0, one)
 
 
 def test_what_comes_alone_is_told_by_pauses_and_missed_sooner_than_its_variance_says() -> None:
@@ -240,8 +240,8 @@ def test_what_comes_alone_is_told_by_pauses_and_missed_sooner_than_its_variance_
     alone = np.ones(1)
     assert silence(seen, 0, alone, None)[0] < CUTS["silence"] <= silence(seen, 0, alone, past)[0]
     # Nor does a fleet that is a little calmer, as it often is by chance, excuse it.
-    assert silence(seen, 0, damped(np.full(1, 0.85)), past) == silence(seen, 0, alone, past)
-    assert silence(seen, 0, damped(np.full(1, 0.4)), past)[0] < CUTS["silence"]
+    assert silence(seen, 0, fleet_level(*np.array([[85.0], [100], [100]])), past) == silence(seen, 0, alone, past)
+    assert silence(seen, 0, fleet_level(*np.array([[40.0], [100], [100]])), past)[0] < CUTS["silence"]
 
 
 def test_a_pause_hardly_longer_than_those_before_is_no_silence() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from detectors.base import STEPS_PER_WINDOW, TICK_US, Judgement
 from detectors.engine import Engine, Judge
+from detectors.explain import sentence
 from detectors.incidents import Change, ChangeKind
 from tests.unit.detectors.traffic import (
     DAY_US,
@@ -149,8 +150,11 @@ def test_history_that_ends_is_no_silence() -> None:
     assert opened(replay(history(1.2), NOW_US + 120 * MINUTE_US)) == []
 
 
-def test_everything_that_stops_at_once_is_no_silence_of_one_task() -> None:
-    assert opened(replay(history(1.2) + live(60), NOW_US + 180 * MINUTE_US)) == []
+def test_everything_that_stops_at_once_is_one_ticket_that_says_so() -> None:
+    [incident] = opened(replay(history(1.2) + live(60), NOW_US + 180 * MINUTE_US))
+    assert sorted(incident.members) == sorted(TASKS)
+    assert incident.opened_us <= NOW_US + 100 * MINUTE_US
+    assert sentence(incident.findings[0]).endswith("expected, while most of the others stopped too")
 
 
 def test_tasks_whose_errors_name_the_same_dependency_share_one_ticket() -> None:
