@@ -617,7 +617,7 @@ def habits(
     odd = np.zeros(n.shape, np.bool_)
     for index, (series, _) in enumerate(watched):
         for row, start in enumerate(starts):
-            if start + width <= series.first:
+            if start + n.shape[2] <= series.first:
                 break
             series.copy_records(start, start + n.shape[2], n[index, row], odd[index, row])
     for begin, end in blind:

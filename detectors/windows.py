@@ -103,11 +103,14 @@ class Past(NamedTuple):
 class Table:
     """Records by key (a template, a customer) and step; ``first`` has the step of each key's first.
 
+    Of groups, such as customers, it is also learned how their records come.
+
     A block is one run of bytes, an entry for each count that was added: a dict of dicts would take
     ten times the memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_of_groups: bool = False) -> None:
+        self._is_of_groups = is_of_groups
         self._blocks: dict[int, bytearray] = {}
         self._names: list[str] = []
         self._numbers: dict[str, int] = {}
@@ -221,7 +224,7 @@ class Table:
         n = np.bincount(which, entries["n"], len(cells))
         weighted = base.decay[blocks - base.first_block][place] * n
         counts: FloatArray = np.bincount(number, weighted, len(self._names)).astype(np.float64)
-        if len(n) < _CLUMPED:
+        if not self._is_of_groups or len(n) < _CLUMPED:
             return Past(counts, 1.0, 0.0)
         # How many of a key come together: a size-biased mean, less what the key always brings. The largest counts
         # as the second largest, for it may be an incident that nobody saw. Sums are exact, whatever their order.
@@ -229,7 +232,7 @@ class Table:
         mean = np.bincount(number, n, len(self._names)) / max(whole - base.first_block, 1)
         clump = math.fsum(weight * n * (n - mean[number])) / math.fsum(weight * n)
         # Which come of keys not older than a day.
-        first = np.array([self.first[name] for name in self._names]) // BLOCK_STEPS
+        first = np.array([self.first.get(name, 0) for name in self._names]) // BLOCK_STEPS
         later = blocks[place] >= base.first_block + _DAY_BLOCKS
         young = later & (blocks[place] < first[number] + _DAY_BLOCKS)
         share = math.fsum(weighted[young]) / (math.fsum(weighted[later]) + _CLUMPED)
@@ -292,7 +295,9 @@ class Series:
         self.first = self.last = step
         self.templates = Table()  # by fingerprint
         self.kin = kin  # fingerprint → template, of those known
-        self.groups = {"customer": Table(), "host": Table()}  # records at error or above, of one of many
+        self.groups = {
+            name: Table(is_of_groups=True) for name in ("customer", "host")
+        }  # records at error or above, of one of many
         self.failing_versions: dict[int, dict[str, int]] = {}  # step → version → errors
 
     def add(self, count: Count, step: int) -> None:
