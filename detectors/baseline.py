@@ -62,15 +62,15 @@ class Number(IntEnum):
     LATENCY = 10
     """Of the logarithmic duration, in buckets: its mean, its variance, and those of a window's and a block's mean."""
     LATENCY_COUNT = 14  # durations; 0 with too few to say
-    TAIL = 15  # of the square of its distance from the mean: the variance of one, and of a block's mean
-    TREND_RATE = 17  # of errors half a day ago; 0 while the unit is too young
-    TREND_DOUBT = 18  # with the over-dispersion of blocks
-    WARNINGS_TREND_RATE = 19
-    WARNINGS_TREND_DOUBT = 20
-    TREND_PINNED = 21  # the step in which the rate of errors was pinned; 0 if it is just that of half a day ago
-    FINISHED = 22
+    TAIL = 15  # of the square of its distance from the mean: the variance of one, of a window's and of a block's mean
+    TREND_RATE = 18  # of errors half a day ago; 0 while the unit is too young
+    TREND_DOUBT = 19  # with the over-dispersion of blocks
+    WARNINGS_TREND_RATE = 20
+    WARNINGS_TREND_DOUBT = 21
+    TREND_PINNED = 22  # the step in which the rate of errors was pinned; 0 if it is just that of half a day ago
+    FINISHED = 23
     """Durations and errors to a record that is neither, where every hour had them; and the steps that a run may take."""
-    END = 24
+    END = 25
 
 
 def hold(pin: Pin, base: Baseline) -> None:
@@ -260,7 +260,7 @@ def _clumps(rows: FloatArray, decay: FloatArray) -> FloatArray:
 
 
 def _latencies(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: FloatArray) -> FloatArray:
-    """Return what is usual for durations, shape (units, seven numbers)."""
+    """Return what is usual for durations, shape (units, eight numbers)."""
     count = total[:, Sum.DURATIONS]
     mean = total[:, Sum.DURATION_SUM] / count
     variance = np.maximum(total[:, Sum.DURATION_SQUARES] / count - mean * mean, 0.25)
@@ -282,9 +282,9 @@ def _latencies(rows: FloatArray, decay: FloatArray, total: FloatArray, hour: Flo
     block_variance = np.maximum(between, 0.25) * (1 + _YOUNG_BLOCKS / blocks)
     doubt = block_variance / (hour[:, Sum.STEPS] / BLOCK_STEPS + 3)
     window_variance = np.maximum(among * (1 + _YOUNG_BLOCKS / blocks), block_variance) + doubt
-    of_square, of_block = _squares(rows, decay, total, mean, variance)
-    of_block *= 1 + _YOUNG_BLOCKS / blocks
-    return np.stack((mean_hour, variance, window_variance, block_variance + doubt, count, of_square, of_block), axis=1)
+    tail = _squares(rows, decay, total, mean, variance)
+    tail[2] *= 1 + _YOUNG_BLOCKS / blocks
+    return np.stack((mean_hour, variance, window_variance, block_variance + doubt, count, *tail), axis=1)
 
 
 def _finishing(rows: FloatArray, total: FloatArray, latency: FloatArray, grid: Grid) -> FloatArray:
@@ -304,10 +304,11 @@ def _finishing(rows: FloatArray, total: FloatArray, latency: FloatArray, grid: G
 
 def _squares(
     rows: FloatArray, decay: FloatArray, total: FloatArray, mean: FloatArray, variance: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Return how much squared distances from the mean vary: those of single durations, and a block's mean of them.
+) -> FloatArray:
+    """Return how much squared distances from the mean vary: single ones, a window's and a block's mean of them.
 
-    Windows and blocks have different shares of either, which tells them apart. Never less than a normal's.
+    Shape (3, units). Single ones as those of a normal; what windows vary beyond that is theirs, for it cannot be told
+    from single ones that vary more, and what blocks vary beyond their windows is the blocks'.
     """
     count, windows = total[:, Sum.DURATIONS], total[:, Sum.DURATION_WINDOWS]
     d, cross = mean - CENTRE, total[:, Sum.DURATION_SUM] - CENTRE * total[:, Sum.DURATIONS]
@@ -330,7 +331,8 @@ def _squares(
     blocks = (decay * (n > 0)).sum(axis=1)
     normal = 2 * variance**2
     single = np.maximum((of_windows - of_blocks) / np.maximum(windows - blocks, 1), normal)
-    return single, np.maximum((of_blocks - blocks * single) / count, 0.01 * variance**2)
+    of_window = (single - normal) * windows / count
+    return np.stack((normal, of_window, np.maximum((of_blocks - blocks * single) / count, 0.01 * variance**2)))
 
 
 def surprise(k: FloatArray, expected: FloatArray, dispersion: float | FloatArray) -> FloatArray:

@@ -292,14 +292,14 @@ def _latency(out: Evaluation, at: IntArray, sums: FloatArray, numbers: FloatArra
     # A few that take far longer hardly move the mean, but they do move the mean square of the distance from it. If
     # m of n are slower by b, the mean grows by m b / n and that by m b² / n, which says how many and by how much.
     squares = sums[Row.DURATION_SQUARES, _LONG][:, at] / np.maximum(n, 1) - mean * (2 * shift + mean)
-    of_one, of_block = numbers[Number.TAIL : Number.TREND_RATE, at][:, None, :, None]
+    of_one, of_window, of_block = numbers[Number.TAIL : Number.TREND_RATE, at][:, None, :, None]
     wider = np.maximum(squares - variance, 1e-9)
     slower = wider / np.maximum(shift, 1e-9)
     slow = n * shift / slower
     odd = (slow >= _MIN_SLOW) & (slower >= _MIN_SLOW_BUCKETS) & (squares >= _MIN_WIDER * variance) & (shift > 0)
     odd &= where[at]
     s = np.zeros(n.shape)
-    spread = np.broadcast_to(of_one, n.shape)[odd] / n[odd] + np.broadcast_to(of_block, n.shape)[odd]
+    spread = (of_one / np.maximum(n, 1) + of_window / lengths + of_block)[odd]
     s[odd] = gamma_surprise(squares[odd], np.broadcast_to(variance, n.shape)[odd], spread)
     better = out._keep(_LATENCY, at, LONG_WINDOWS, s, slow, 10 ** (np.minimum(slower, 240) / 24))
     out.pace[at] = np.where(better, Pace.TAIL, out.pace[at])
