@@ -69,7 +69,7 @@ from detectors.signals import (
     silence,
 )
 from detectors.templates import Merging
-from detectors.windows import BoolArray, FloatArray, Row, Series
+from detectors.windows import BoolArray, FloatArray, Row, Series, is_odd
 
 _COMMON_UNITS = 3
 _FLEET_STOPS = 0.3
@@ -841,8 +841,7 @@ class Judge:
                 series = unit.series
                 clean: dict[str, int] = {}
                 for id, first in series.templates.first.items():
-                    marks = series.odd.get(first // BLOCK_STEPS)
-                    if marks is None or not marks[first % BLOCK_STEPS]:
+                    if not is_odd(series.odd, first):
                         group = series.kin.get(id, id)
                         clean[group] = min(first, clean.get(group, first))
                 for group, first in clean.items():
@@ -987,9 +986,10 @@ class Judge:
                 came, strength = 0.0, 1.0
             if strength < 1 or (step in unit.marks and unit.marks[step].is_raised):
                 continue
-            if unit.series.last_before(step + 1) - watched[name].live_since < STEPS_PER_WINDOW:
+            last = unit.series.last_before(step + 1)
+            if last - watched[name].live_since < STEPS_PER_WINDOW:
                 continue  # history that was sent in one go ended there; it was never live
-            start = min(max(step + 1 - length, unit.series.last_before(step + 1) + 1), step)
+            start = min(max(step + 1 - length, last + 1), step)
             self._set_mark(unit, step, _Mark(start, "silence", True))
             who = "fleet" if k[scale] < _FLEET_STOPS * usual[scale] else ""
             finding = Finding("silence", "records", came, due, strength, length * self.grid.step_us, who)

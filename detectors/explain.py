@@ -210,7 +210,8 @@ def sentence(finding: Finding) -> str:
         case "unfinished":
             return f"{seen} runs ended in {over} of {usual} expected by what began"
         case "silence":
-            return f"{seen} records in {over}, {usual} expected{', while most of the others stopped too' * bool(finding.name)}"
+            others = ", while most of the others stopped too" if finding.name == "fleet" else ""
+            return f"{seen} records in {over}, {usual} expected{others}"
         case _:
             parts = f"; how much of it is what: {finding.name}" if finding.name else ""
             return f"several things mildly odd together, as in no normal window before{parts}"

@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from detectors.base import BLOCK_STEPS, CHANNELS, CUTS, DAY_US, STEPS_PER_WINDOW, Grid
 from detectors.baseline import Baseline, Number, gamma_surprise, lack, normal_surprise, surprise
-from detectors.windows import BoolArray, FloatArray, IntArray, Row, Series, sliding
+from detectors.windows import DAY_BLOCKS, BoolArray, FloatArray, IntArray, Row, Series, sliding
 
 ERROR_WINDOWS = (1, 2, 3, 6, 12)
 LONG_WINDOWS = (2, 6, 12)
@@ -414,7 +414,7 @@ def _groups(out: Evaluation, at: IntArray, sums: FloatArray, width: int) -> None
         known = np.searchsorted(np.sort(np.array([*table.first.values()])), np.arange(low, low + width), side="right")
         past = table.remember(min(begin, base.until) // BLOCK_STEPS, base, series.odd)
         # Of a host that lives for a day as many are expected as of those before it.
-        young = {id for id, _ in table.recent(begin, low + width, 1) if table.first[id] > begin - 24 * BLOCK_STEPS}
+        young = {id for id in table.keys(begin, low + width) if table.first[id] > begin - DAY_BLOCKS * BLOCK_STEPS}
         of_young = past.newcomers / max(len(young), 1)
         clump = np.full(width, past.clump)
         for id, steps in found:
@@ -647,7 +647,7 @@ def habits(
     values[:, _Habit.SEEN] = (tail * usable).sum(axis=1)
     values[:, _Habit.IS_USABLE] = is_usable
     steps = low + np.arange(width)
-    is_weekend = ((steps - np.arange(_SILENCE_DAYS + 1)[:, None] * day) * grid.step_us // DAY_US + 3) % 7 >= 5
+    is_weekend = _is_weekend(steps - np.arange(_SILENCE_DAYS + 1)[:, None] * day, grid)
     same = (is_weekend[1:] == is_weekend[0])[:, None]
     # One weekend day says little: what is expected on another has come on working days as well.
     alike = usable & (same | is_weekend[0] | late)
@@ -793,14 +793,16 @@ def rest_steps(series: Series, start: int, end: int, gap: int, grid: Grid) -> in
     day = grid.day_steps()
     if 2 * gap < day or 2 * (end - start) < day:
         return 0
-
-    def is_weekend(step: int) -> bool:
-        return (step * grid.step_us // DAY_US + 3) % 7 >= 5
-
-    if any(map(is_weekend, series.busy_steps(end - (_SILENCE_DAYS + 1) * day, end).tolist())):
+    if _is_weekend(series.busy_steps(end - (_SILENCE_DAYS + 1) * day, end), grid).any():
         return 0
     hour = max(day // 24, 1)
-    return sum(hour for step in range(start, end, hour) if is_weekend(step))
+    return hour * int(_is_weekend(np.arange(start, end, hour), grid).sum())
+
+
+def _is_weekend(steps: IntArray, grid: Grid) -> BoolArray:
+    """Return which steps are of a Saturday or Sunday, in UTC; 1970 began on a Thursday."""
+    of_weekend: BoolArray = (steps * grid.step_us // DAY_US + 3) % 7 >= 5
+    return of_weekend
 
 
 def pauses(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, int]]) -> Pauses | None:

@@ -53,7 +53,8 @@ _SUMMED_STEPS = 1 << 16
 """So many steps are summed at once: of hundreds of units their last hour, or the eight days of a few after a start."""
 _CLUMPED = 5
 """From so many counts on it is known how a table's keys come together."""
-_DAY_BLOCKS = 24
+DAY_BLOCKS = 24
+"""A key is young for so many blocks after it was first seen."""
 CENTRE = 200
 """Squares of durations are kept about this bucket (a fifth of a second), so that they stay small."""
 
@@ -187,10 +188,8 @@ class Table:
         low = whole * BLOCK_STEPS
         since = np.zeros(end - low)
         for number, step, n in self._entries(low, end - 1):
-            if number in wanted:
-                marks = odd.get(step // BLOCK_STEPS)
-                if marks is None or not marks[step % BLOCK_STEPS]:
-                    since[step + 1 - low] += n
+            if number in wanted and not is_odd(odd, step):
+                since[step + 1 - low] += n
         total: FloatArray = kept + np.cumsum(since)[start - low :]
         return total
 
@@ -233,8 +232,8 @@ class Table:
         clump = math.fsum(weight * n * (n - mean[number])) / math.fsum(weight * n)
         # Which come of keys not older than a day.
         first = np.array([self.first.get(name, 0) for name in self._names]) // BLOCK_STEPS
-        later = blocks[place] >= base.first_block + _DAY_BLOCKS
-        young = later & (blocks[place] < first[number] + _DAY_BLOCKS)
+        later = blocks[place] >= base.first_block + DAY_BLOCKS
+        young = later & (blocks[place] < first[number] + DAY_BLOCKS)
         share = math.fsum(weighted[young]) / (math.fsum(weighted[later]) + _CLUMPED)
         newcomers = share * math.fsum(counts)
         return Past(counts, max(clump, 1.0), newcomers)
@@ -276,6 +275,12 @@ class Table:
             self.add(names[number], step, n)
 
 
+def is_odd(odd: Odd, step: int) -> bool:
+    """Return whether a mark covers a step."""
+    marks = odd.get(step // BLOCK_STEPS)
+    return marks is not None and bool(marks[step % BLOCK_STEPS])
+
+
 def _blocks(start: int, end: int) -> range:
     return range(start // BLOCK_STEPS, (end - 1) // BLOCK_STEPS + 1)
 
@@ -295,9 +300,8 @@ class Series:
         self.first = self.last = step
         self.templates = Table()  # by fingerprint
         self.kin = kin  # fingerprint → template, of those known
-        self.groups = {
-            name: Table(is_of_groups=True) for name in ("customer", "host")
-        }  # records at error or above, of one of many
+        # Records at error or above, of one of many.
+        self.groups = {name: Table(is_of_groups=True) for name in ("customer", "host")}
         self.failing_versions: dict[int, dict[str, int]] = {}  # step → version → errors
 
     def add(self, count: Count, step: int) -> None:
