@@ -76,7 +76,7 @@ def tasks(
     its `service`. `since` is the event time from which the state holds. `pinned` is the rate of errors against
     which growth over hours and days is measured; it stays until somebody accepts another. A browser gets a page.
     """
-    found = watched_units(services.state.blobs(reader.tenant))
+    found = watched_units(services.state.blobs(reader.tenant, ["learning", "pins"]))
     answer: TaskList = {
         "total": len(found),
         "learning": sum(unit["state"] == "learning" for unit in found),

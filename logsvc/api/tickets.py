@@ -107,7 +107,7 @@ def ticket(request: Request, services: ServicesDep, reader: Reader, id: str) -> 
 
 def _learning(services: Services, tenant: str) -> set[str]:
     """Return the names of the tasks that are still being learned, and of services for what has no task."""
-    units = watched_units(services.state.blobs(tenant))
+    units = watched_units(services.state.blobs(tenant, ["learning"]))
     return {str(unit["task"] or unit["service"]) for unit in units if unit["state"] == "learning"}
 
 
