@@ -642,9 +642,15 @@ def habits(
     is_usable = usable.any(axis=1)
     flat = np.array([base.per_step for _, base in watched])[:, None, None] * lengths[:, None]
     values = np.zeros((size, len(_Habit), len(SILENCE_WINDOWS), width), np.float32)
-    values[:, _Habit.USUAL] = np.where(is_usable, (weights * tail).sum(axis=1) / weight, flat)
-    values[:, _Habit.BEFORE] = np.where(is_usable, (weights * before).sum(axis=1) / weight / 2, flat)
-    values[:, _Habit.SEEN] = (tail * usable).sum(axis=1)
+    usual, usual_before = (weights * tail).sum(axis=1) / weight, (weights * before).sum(axis=1) / weight / 2
+    # Where a window and the two before it differ by no more than chance makes, all three tell its rate.
+    clump = np.array([base.clump for _, base in watched])[:, None, None]
+    noise = clump * (usual + usual_before / 2) * (weights**2).sum(axis=1) / weight**2
+    is_flat = (usual - usual_before) ** 2 <= 2 * noise
+    usual = np.where(is_flat, (usual + 2 * usual_before) / 3, usual)
+    values[:, _Habit.USUAL] = np.where(is_usable, usual, flat)
+    values[:, _Habit.BEFORE] = np.where(is_usable, usual_before, flat)
+    values[:, _Habit.SEEN] = (np.where(is_flat[:, None], tail + before, tail) * usable).sum(axis=1)
     values[:, _Habit.IS_USABLE] = is_usable
     steps = low + np.arange(width)
     is_weekend = _is_weekend(steps - np.arange(_SILENCE_DAYS + 1)[:, None] * day, grid)

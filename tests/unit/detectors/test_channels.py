@@ -236,7 +236,7 @@ def test_what_comes_alone_is_told_by_pauses_and_missed_sooner_than_its_variance_
     past = pauses(series, until, grid(), [])
     assert past is not None
     assert past.excess < 1.3 * 3 < 0.9 * base.clump
-    seen = lull(50, base)  # 17 runs
+    seen = lull(54, base)  # 18 runs
     alone = np.ones(1)
     assert silence(seen, 0, alone, None)[0] < CUTS["silence"] <= silence(seen, 0, alone, past)[0]
     # Nor does a fleet that is a little calmer, as it often is by chance, excuse it.

@@ -16,7 +16,7 @@ from tests.unit.detectors.traffic import HOUR_US, MINUTE_US, NOW_US, Event, grid
 UNIT = "task:billing.charge"
 DAY, HOUR = 1440, 60
 MONDAY = 4 * DAY  # 1970 began on a Thursday
-_USUAL, _IS_USABLE, _LEAST = 0, 3, 4
+_USUAL, _BEFORE, _SEEN, _IS_USABLE, _LEAST = 0, 1, 2, 3, 4
 
 
 def nightly(starts: Iterable[int], minutes: int) -> Series:
@@ -43,6 +43,17 @@ def test_what_came_for_an_hour_yesterday_is_not_expected_after_that_hour() -> No
     # The two longest scales begin before the task was first seen.
     assert (after[_IS_USABLE, :9] == 1).all()
     assert (after[_USUAL, :9] == 0).all()
+
+
+def test_what_is_usual_rests_on_the_hours_about_a_window_only_where_their_rates_agree() -> None:
+    steady = nightly([0], 3 * DAY)
+    for step in (2 * DAY + 12 * HOUR, 2 * DAY + 12 * HOUR + 7):
+        found = habit(steady, step)
+        assert found[_USUAL, 0] == found[_BEFORE, 0] == 4 * 10
+        assert found[_SEEN, 0] == 2 * 3 * 4 * 10  # two days, thrice as long as the window
+    after = habit(nightly([day * DAY + 12 * HOUR for day in range(3)], 60), 3 * DAY + 13 * HOUR + 9)
+    assert after[_USUAL, 0] == 0
+    assert after[_SEEN, 0] == 0
 
 
 def test_a_night_that_was_called_silent_for_long_is_still_known() -> None:
