@@ -329,7 +329,8 @@ class Demo:
         except ClientError:
             return  # the service has ended, and the demo says so itself
 
-    def _watch_quiet(self, client: Client, seconds: float, allowed: int) -> None:
+    def _watch_quiet(self, client: Client, seconds: float, allowed: int, tasks: frozenset[str] | None = None) -> None:
+        """Look for tickets too many, as long as said or until the tickets have all of ``tasks``."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self._processes.check()
@@ -337,6 +338,8 @@ class Demo:
             if len(tickets) > allowed:
                 titles = "; ".join(ticket["title"] for ticket in tickets)
                 raise DemoFailed(f"{len(tickets)} tickets, where {allowed} were right: {titles}")
+            if tasks is not None and tasks.issubset(task for ticket in tickets for task in ticket["tasks"]):
+                return
             time.sleep(1)
 
     def _await_tickets(self, client: Client) -> list[dict[str, Any]]:
@@ -345,9 +348,7 @@ class Demo:
             return []
         self._wait("a ticket", WATCH_S, lambda: bool(_tickets(client)), every_s=1)
         # A task that fails less often joins some windows later.
-        patience = time.monotonic() + WATCH_S
-        while not self.expected.tasks <= _tasks(_tickets(client)) and time.monotonic() < patience:
-            self._watch_quiet(client, 1, allowed=1)
+        self._watch_quiet(client, WATCH_S, allowed=1, tasks=self.expected.tasks)
         # Others may follow that do not belong here.
         self._watch_quiet(client, AFTERMATH_S, allowed=1)
         return _tickets(client)
@@ -428,10 +429,6 @@ def _count(client: Client) -> int:
 def _tickets(client: Client) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = client.get("/api/v1/tickets")["tickets"]
     return found
-
-
-def _tasks(tickets: Sequence[Mapping[str, Any]]) -> set[str]:
-    return {task for ticket in tickets for task in ticket["tasks"]}
 
 
 def _is_judged(client: Client) -> bool:
