@@ -650,7 +650,7 @@ def habits(
     usual = np.where(is_flat, (usual + 2 * usual_before) / 3, usual)
     values[:, _Habit.USUAL] = np.where(is_usable, usual, flat)
     values[:, _Habit.BEFORE] = np.where(is_usable, usual_before, flat)
-    values[:, _Habit.SEEN] = (np.where(is_flat[:, None], tail + before, tail) * usable).sum(axis=1)
+    values[:, _Habit.SEEN] = ((tail + before * is_flat[:, None]) * usable).sum(axis=1)
     values[:, _Habit.IS_USABLE] = is_usable
     steps = low + np.arange(width)
     is_weekend = _is_weekend(steps - np.arange(_SILENCE_DAYS + 1)[:, None] * day, grid)

@@ -45,7 +45,7 @@ def test_what_came_for_an_hour_yesterday_is_not_expected_after_that_hour() -> No
     assert (after[_USUAL, :9] == 0).all()
 
 
-def test_what_is_usual_rests_on_the_hours_about_a_window_only_where_their_rates_agree() -> None:
+def test_what_is_usual_rests_on_what_came_before_a_window_too_but_only_where_their_rates_agree() -> None:
     steady = nightly([0], 3 * DAY)
     for step in (2 * DAY + 12 * HOUR, 2 * DAY + 12 * HOUR + 7):
         found = habit(steady, step)
