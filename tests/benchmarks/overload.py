@@ -48,7 +48,8 @@ class Sender:
     offered: int = 0
     acknowledged: int = 0
     refused: Counter[int] = field(default_factory=Counter)  # by status
-    waits_s: list[float] = field(default_factory=list)  # until acknowledged
+    waits_s: list[float] = field(default_factory=list)  # of requests, until acknowledged
+    bodies_s: list[float] = field(default_factory=list)  # the same, from when a body was sent first
 
     async def run(self, port: int, bodies: list[bytes], until: float) -> None:
         """Send until the time is up (``time.monotonic``)."""
@@ -72,6 +73,7 @@ class Sender:
             body = bodies[sent % len(bodies)]
             sent += 1
             self.offered += BATCH
+            first = time.monotonic()
             while time.monotonic() < until:
                 began = time.monotonic()
                 if began - last > IDLE_S:
@@ -87,6 +89,7 @@ class Sender:
                 if status == 202:
                     self.acknowledged += BATCH
                     self.waits_s.append(time.monotonic() - began)
+                    self.bodies_s.append(time.monotonic() - first)
                     break
                 self.refused[status] += 1
                 await asyncio.sleep(1.0)
@@ -226,6 +229,8 @@ def _run(service: ServiceProcess, seconds: float) -> dict[str, Any]:
             "refused_bodies": {str(status): count for status, count in sorted(sender.refused.items())},
             "acknowledged_p50_s": round(statistics.median(sender.waits_s), 3) if sender.waits_s else None,
             "acknowledged_p99_s": _p99(sender.waits_s),
+            "longest_request_s": round(max(sender.waits_s, default=0.0), 3),
+            "longest_body_s": round(max(sender.bodies_s, default=0.0), 3),
         }
     modest = senders["modest"]
     # Not what it offered: one connection that waits offers less.
