@@ -8,7 +8,8 @@ What always holds:
 
 - A slice is normalised exactly once as far as the caller can tell: if its process ends or does not
   answer, it is done here, and a new process takes the next ones.
-- At most one slice a process is under way; others wait for it, in bounded threads of their own.
+- At most one slice a process is under way; others wait for it, in bounded threads of their own, and in the
+  order in which they came.
 - The processes end with this one, also when this one is killed: their pipe is closed then.
 
 Not here: what normalising means (normaliser.py).
@@ -18,16 +19,16 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -73,10 +74,10 @@ class Crew:
 
     def __init__(self, user_key: bytes, processes: int) -> None:
         self._normaliser = Normaliser(user_key)
-        self._idle: queue.SimpleQueue[_Member] = queue.SimpleQueue()
         self._members = [_Member(user_key) for _ in range(processes)]
-        for member in self._members:
-            self._idle.put(member)
+        self._lock = threading.Lock()
+        self._idle = deque(self._members)
+        self._waiting: deque[Future[_Member]] = deque()
         self._threads = ThreadPoolExecutor(max(2, processes + 1), "normalise")
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
@@ -87,12 +88,32 @@ class Crew:
         """Do as ``Normaliser.normalise``; waits for a process, so large slices belong into ``run``."""
         if not self._members or len(items) < MIN_ITEMS:
             return self._normaliser.normalise(items, origin)
-        member = self._idle.get()
-        try:
+        with self._member() as member:
             outcome = member.normalise(items, origin)
-        finally:
-            self._idle.put(member)
         return outcome or self._normaliser.normalise(items, origin)
+
+    @contextmanager
+    def _member(self) -> Iterator[_Member]:
+        """Hold a process for the block.
+
+        It is handed to the thread that waits longest: from a queue it would go to whoever asks in that moment, which
+        is the thread that just gave it back, and another one could wait for half a minute.
+        """
+        place: Future[_Member] = Future()
+        with self._lock:
+            self._waiting.append(place)
+            self._hand_over()
+        member = place.result()
+        try:
+            yield member
+        finally:
+            with self._lock:
+                self._idle.append(member)
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        while self._idle and self._waiting:
+            self._waiting.popleft().set_result(self._idle.popleft())
 
     def close(self) -> None:
         """End the threads and the processes; idempotent."""

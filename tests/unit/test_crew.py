@@ -13,7 +13,7 @@ import pytest
 
 from logsvc import crew as crews
 from logsvc.crew import MIN_ITEMS, Crew
-from logsvc.normaliser import Item, Normaliser, Origin
+from logsvc.normaliser import Item, ItemResult, Normaliser, Origin, Tally
 from logsvc.records import Entry
 
 ORIGIN = Origin("default", "10.0.0.7", "native", "k1", 1_764_000_000_000_000)
@@ -100,6 +100,30 @@ def test_many_threads_share_a_process_and_each_gets_its_own_answer(crew: Crew) -
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_thread_that_waits_for_a_process_gets_it_before_one_that_just_had_it(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    began = threading.Event()
+    patient = threading.Thread(target=lambda: crew.normalise(ITEMS, ORIGIN))
+
+    def normalise(_member: object, _items: object, _origin: object) -> tuple[list[ItemResult], list[Entry], Tally]:
+        order.append("patient" if threading.current_thread() is patient else "hasty")
+        if not began.is_set():
+            began.set()
+            patient.start()
+            deadline = time.monotonic() + 60
+            while not crew._waiting and time.monotonic() < deadline:
+                time.sleep(0.001)
+        return [], [], Tally()
+
+    monkeypatch.setattr(crews._Member, "normalise", normalise)
+    for _ in range(3):
+        crew.normalise(ITEMS, ORIGIN)
+    patient.join(60)
+    assert order == ["hasty", "patient", "hasty", "hasty"]
 
 
 def test_the_process_ends_with_its_parent() -> None:
