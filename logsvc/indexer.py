@@ -485,7 +485,7 @@ class Indexer:
         self._is_suspicious = not isinstance(exc, StoreUnavailable)
 
     def _trim(self, seq: int) -> None:
-        self._journal.trim(seq if self._before_trim is None else min(seq, self._before_trim()))
+        self._journal.trim(seq if self._before_trim is None else min(seq, self._before_trim()), seq)
 
     def _run_calls(self) -> None:
         now_us = self._clock()

@@ -837,11 +837,17 @@ class Journal:
         except OSError as exc:
             logger.warning("journal: no room is left to begin a new segment: {}", exc)
 
-    def trim(self, through_seq: int) -> None:
-        """Forget records up to ``through_seq``: remove each closed segment that holds no later one."""
+    def trim(self, through_seq: int, read_seq: int | None = None) -> None:
+        """Forget records up to ``through_seq``: remove each closed segment that holds no later one.
+
+        Args:
+            through_seq: Nobody needs records up to here any more.
+            read_seq: How far the reader has come, where others need more than it does; None: just as far. A call that
+                waits to be admitted holds back what may go, and must not thereby hold back who is admitted.
+        """
         with self._lock:
             self._trimmed_through = max(self._trimmed_through, through_seq)
-            self._pace.note(self._last_seq, self._trimmed_through, time.monotonic())
+            self._pace.note(self._last_seq, through_seq if read_seq is None else read_seq, time.monotonic())
             self._drop_trimmed()
             self._room.notify_all()
 

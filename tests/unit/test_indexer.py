@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from logsvc import durable
+from logsvc import journal as journals
 from logsvc.deadletters import DeadLetters, letters
 from logsvc.errors import StoreUnavailable
 from logsvc.indexer import Indexer, IndexerState, Pipeline, read_checkpoint
@@ -32,10 +33,10 @@ def record(number: int, message: str = "take") -> Entry:
 class Service:
     """Journal, store, dead letters and indexer in one directory, opened and closed like the real ones."""
 
-    def __init__(self, directory: Path, store: type[SqliteStore] = SqliteStore) -> None:
+    def __init__(self, directory: Path, store: type[SqliteStore] = SqliteStore, max_lag_s: float = 30.0) -> None:
         self.directory = directory
         self.now_us = T0
-        self.journal = Journal.open(directory / "journal", segment_bytes=4_000)
+        self.journal = Journal.open(directory / "journal", segment_bytes=4_000, max_lag_s=max_lag_s)
         self.dead_letters = DeadLetters.open(directory / "deadletters")
         self.store = store(directory / "store.db")
         self.checkpoint = directory / "indexer.checkpoint"
@@ -320,6 +321,20 @@ def test_an_exclusive_call_after_the_end_says_so(service: Service) -> None:
     service.indexer.close(TIMEOUT_S)
     with pytest.raises(StoreUnavailable, match="has stopped"):
         service.indexer.run_exclusive(lambda: None, TIMEOUT_S)
+
+
+def test_what_holds_back_what_may_be_trimmed_holds_back_nobody_who_sends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "_MIN_BACKLOG_RECORDS", 10)
+    service = Service(tmp_path, max_lag_s=0)
+    service.start(before_trim=lambda: 0)
+    for start in range(0, 500, 100):
+        service.index([record(number) for number in range(start, start + 100)])
+    assert service.indexer.close(TIMEOUT_S)
+    assert not service.journal.is_pushing_back
+    assert service.journal.read(0, 1_000).through_seq == 500
+    service.close()
 
 
 def test_erased_records_leave_the_journal_too(service: Service) -> None:
