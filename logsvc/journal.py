@@ -13,10 +13,11 @@ What always holds:
 - A batch that cannot be written wholly leaves nothing behind.
 - The directory never exceeds ``max_bytes``; memory holds at most ``max_waiting_records`` waiting
   and ``recent_records`` recent ones.
-- While the reader gets on, it is never more than about ``max_lag_s`` behind: beyond that, appends are
-  admitted at half the rate at which it reads, so that a backlog shrinks whatever is sent. A reader that
-  stands still (the store is away) holds nobody back before the directory is full.
-- Tenants that wait are served in turn (turns.py), and each may wait with as much as it leaves free.
+- While the reader gets on, it is never more than about ``max_lag_s`` behind: beyond that, half of what it
+  reads is admitted, so that a backlog shrinks whatever is sent. A reader that stands still (the store is
+  away) holds nobody back before the directory is full.
+- Tenants that wait are served in turn (turns.py), and each may wait with as much as it leaves free. Behind
+  a backlog each has its share of what is admitted, so that who sends less than that waits for nobody.
 - A file in which an fsync failed is never written again: the kernel may have dropped its pages and
   the next fsync would lie.
 
@@ -47,7 +48,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import zstandard
@@ -57,6 +58,8 @@ from logsvc import durable, faults
 from logsvc.errors import BadInput, JournalFull, Overloaded
 from logsvc.records import Entry
 from logsvc.turns import Lines
+
+T = TypeVar("T")
 
 DIRECTORY = "journal"
 """Where it lies in a data directory."""
@@ -85,6 +88,7 @@ _RECENT_BYTES = 32 * MIB
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ROOM_POLL_S = 0.25  # nobody tells us that a disk has room again
+_DUE_POLL_S = 0.05  # nor that a tenant behind a backlog is due
 _MIN_BACKLOG_RECORDS = 50_000  # before the reader has shown how fast it is
 _STANDS_STILL_AFTER_S = 15.0
 _MAX_RETRY_AFTER_S = 60
@@ -114,10 +118,6 @@ class Batch(NamedTuple):
 
 class _NoRoom(Exception):
     """The bound or the disk is reached."""
-
-
-class _Behind(_NoRoom):
-    """The reader is too far behind."""
 
 
 class _Pending:
@@ -194,61 +194,86 @@ class _Chunk(NamedTuple):
 class Pace:
     """How far appends may go while the reader is behind. Not safe for several threads; ``now`` is monotonic.
 
-    As long as the reader gets on, at most ``max_lag_s`` of its own work may wait for it. A longer
-    backlog, such as an outage of the store leaves, shrinks: of what the reader takes, half is admitted.
+    As long as the reader gets on, at most ``max_lag_s`` of its own work may wait for it. Beyond that, such as after an
+    outage of the store, half of what it takes is shared among the tenants, so that the backlog shrinks and yet nobody
+    waits for what another one has sent.
     """
 
     def __init__(self, max_lag_s: float) -> None:
-        self.rate = 0.0  # records a second that the reader takes
+        self.rate = 0.0  # records a second that the reader takes; 0 until it is known
         self._max_lag_s = max_lag_s
-        self._through_seq = 0
+        self._last_seq = self._through_seq = 0  # when it was noted last
         self._noted_at: float | None = None
-        self._admit_through: int | None = None  # appends wait while the last number is beyond it
+        self._shared_through = 0.0  # half of what the reader takes up to here was shared
 
     def note(self, last_seq: int, through_seq: int, now: float) -> None:
         """Take notice that of the numbers up to ``last_seq`` the reader has those up to ``through_seq``."""
-        moved, self._through_seq = through_seq - self._through_seq, through_seq
-        before, self._noted_at = self._noted_at, now
-        if before is None or now <= before:
-            return  # how fast it is shows with the second
-        # A reader that waits for records is no slow one, so what it once did counts for a while.
-        self.rate = max(moved / (now - before), 0.8 * self.rate)
-        bound = max(_MIN_BACKLOG_RECORDS, round(self.rate * self._max_lag_s))
-        # A group that went beyond what was admitted is made up for; what an outage left behind is not.
-        stood_still = now - before >= _STANDS_STILL_AFTER_S
-        admitted = last_seq if self._admit_through is None or stood_still else min(last_seq, self._admit_through)
-        self._admit_through = max(through_seq + bound, admitted + moved // 2)
+        before = self._noted_at
+        if before is not None and now <= before:
+            return  # how fast it is shows with the next one
+        moved, was_behind = through_seq - self._through_seq, through_seq <= self._last_seq
+        # What nobody asked for is not saved up, and nobody waits because it took less than was thought.
+        self._shared_through = min(max(self._shared_through, self._through_seq), through_seq)
+        self._noted_at, self._through_seq, self._last_seq = now, through_seq, last_seq
+        if before is None or now - before >= _STANDS_STILL_AFTER_S:
+            return
+        elapsed_s = now - before
+        if not self.rate:
+            self.rate = moved / elapsed_s
+        elif was_behind or moved > self.rate * elapsed_s:  # else it may have waited for records, and is no slower
+            # Averaged over as long as a backlog may take, so that a note moves the bound by about what was read since
+            # the last one, however soon after that it comes.
+            self.rate += (moved - self.rate * elapsed_s) / (elapsed_s + self._max_lag_s)
+
+    def backlog(self, last_seq: int) -> int:
+        """Return how many of the numbers up to ``last_seq`` wait for the reader."""
+        return last_seq - self._through_seq
+
+    def room(self, last_seq: int, now: float) -> int:
+        """Return how many records may be appended after ``last_seq`` in one group, whoever sends them."""
+        if not self.rate or self._noted_at is None or now - self._noted_at >= _STANDS_STILL_AFTER_S:
+            return _GROUP_RECORDS
+        return max(0, min(_GROUP_RECORDS, self._bound - self.backlog(last_seq)))
 
     def is_behind(self, last_seq: int, now: float) -> bool:
         """Return whether appends after ``last_seq`` wait for the reader; never for one that stands still."""
-        if self._admit_through is None or self._noted_at is None or last_seq < self._admitted(now):
-            return False
-        return now - self._noted_at < _STANDS_STILL_AFTER_S
+        return not self.room(last_seq, now)
 
-    def room(self, last_seq: int, now: float) -> int:
-        """Return how many records may be appended after ``last_seq`` in one group.
-
-        While the reader is behind that is hardly one append: a large group would use up what is admitted for many
-        seconds, and whoever comes right after it, for the first time in a while, would wait for longer than he may.
-        """
-        if self._admit_through is None or self._noted_at is None or now - self._noted_at >= _STANDS_STILL_AFTER_S:
-            return _GROUP_RECORDS
-        return max(0, min(_GROUP_RECORDS, self._admitted(now) - last_seq))
-
-    def _admitted(self, now: float) -> int:
-        """Return up to which number appends go; a reader of large batches is noted seldom, and nobody waits that long.
-
-        What is admitted ahead of the next note is taken off then.
-        """
-        assert self._admit_through is not None
-        assert self._noted_at is not None
-        return self._admit_through + round(self.rate / 2 * max(0.0, now - self._noted_at))
+    def due(self, last_seq: int, now: float) -> float:
+        """Return how many records may be shared since the last call though the reader is behind; 0 if it is not."""
+        if self._noted_at is None:
+            return 0.0
+        # A reader of large batches is noted seldom, and nobody waits that long.
+        reached = self._through_seq + self.rate * (now - self._noted_at)
+        shared, self._shared_through = self._shared_through, max(self._shared_through, reached)
+        return max(0.0, reached - shared) / 2 if self.is_behind(last_seq, now) else 0.0
 
     def wait_s(self, last_seq: int, now: float) -> int:
         """Return when an append after ``last_seq`` has a good chance, in seconds, at least 1."""
-        if self._admit_through is None or not self.is_behind(last_seq, now):
+        if not self.is_behind(last_seq, now):
             return 1
-        return max(1, min(_MAX_RETRY_AFTER_S, math.ceil((last_seq - self._admitted(now)) / max(self.rate / 2, 1.0))))
+        excess = self.backlog(last_seq) - self._bound
+        return max(1, min(_MAX_RETRY_AFTER_S, math.ceil(excess / max(self.rate / 2, 1.0))))
+
+    @property
+    def _bound(self) -> int:
+        return max(_MIN_BACKLOG_RECORDS, round(self.rate * self._max_lag_s))
+
+
+def next_group(waiting: Lines[T], room: int) -> list[T]:
+    """Remove from those that wait the appends that are written together, and return them.
+
+    Behind a backlog (no room) these are of tenants that have had no more than their share. One append may go beyond
+    the room, since all of it is written or nothing; its tenant then owes that.
+    """
+    group: list[T] = []
+    records = 0.0
+    while waiting and (records < room or waiting.has_due):
+        if group and records + waiting.next_cost() > _GROUP_RECORDS:
+            break
+        records += waiting.next_cost()
+        group.append(waiting.pop())
+    return group
 
 
 class Journal:
@@ -545,23 +570,44 @@ class Journal:
 
     def _run(self) -> None:
         while True:
+            late: list[_Pending] = []
             with self._lock:
                 while not self._waiting and not self._is_closing and not self._is_roll_wanted:
                     self._work.wait()
                 if not self._waiting and not self._is_roll_wanted:
                     return
-                group: list[_Pending] = []
-                records, most = 0, self._pace.room(self._last_seq, time.monotonic())
-                while self._waiting and (not group or records + len(self._waiting.peek().entries) <= most):
-                    group.append(self._waiting.pop())
-                    records += len(group[-1].entries)
+                now = time.monotonic()
+                self._waiting.share(self._pace.due(self._last_seq, now))
+                group = next_group(
+                    self._waiting, _GROUP_RECORDS if self._is_closing else self._pace.room(self._last_seq, now)
+                )
+                if self.is_pushing_back and not self._is_closing:
+                    late = self._drop_late(now)
+                if not (group or late or self._is_roll_wanted):
+                    self._work.wait(_DUE_POLL_S)
                 is_roll_wanted, self._is_roll_wanted = self._is_roll_wanted, False
             if is_roll_wanted:
                 try:
                     self._roll()
                 except OSError as exc:
                     logger.warning("journal: cannot begin a new segment now: {}", exc)
+            self._refuse(
+                late,
+                f"{self._pace.backlog(self._last_seq)} records wait for the store, which takes "
+                f"{self._pace.rate:.0f} a second",
+                self._pace.wait_s(self._last_seq + self._waiting_records, now),
+                "backlog",
+            )
             self._commit(group)
+
+    def _drop_late(self, now: float) -> list[_Pending]:
+        return self._waiting.drop_heads(lambda pending: pending.deadline <= now or self._is_closing)
+
+    def _refuse(self, late: Sequence[_Pending], why: str, retry_after_s: int, reason: str) -> None:
+        full = JournalFull(
+            f"{why}; nothing was kept, send again when the store has caught up", retry_after_s, reason=reason
+        )
+        self._settle([(pending, full) for pending in late])
 
     def _commit(self, group: list[_Pending]) -> None:
         """Write ``group`` and answer each of its appends, holding back while there is no room."""
@@ -596,11 +642,6 @@ class Journal:
             _NoRoom: The bound or the disk is reached; the same call may succeed later.
             OSError: The disk failed; the segment is given up.
         """
-        if self.is_pushing_back:
-            raise _Behind(
-                f"{self._last_seq - self._trimmed_through} records wait for the store, which takes "
-                f"{self._pace.rate:.0f} a second"
-            )
         if self._fd < 0 or self._segments[-1].size_bytes >= self._segment_bytes:
             try:
                 self._roll()
@@ -739,12 +780,10 @@ class Journal:
     def _hold(self, group: list[_Pending], why: _NoRoom) -> list[_Pending]:
         """Wait for room, at most until the first append's time is up; return those that may still wait."""
         reason = str(why)
-        is_behind = isinstance(why, _Behind)
-        if not is_behind:
-            if self._trouble is None:
-                logger.warning("journal: no room: {}", reason)
-            self._trouble = reason
-        if not is_behind and not self._segments[-1].is_empty:
+        if self._trouble is None:
+            logger.warning("journal: no room: {}", reason)
+        self._trouble = reason
+        if not self._segments[-1].is_empty:
             # Only whole segments are trimmed: close the one in use, so that it can go too.
             size_bytes = self._size_bytes()
             try:
@@ -759,13 +798,8 @@ class Journal:
                 self._room.wait(min(left_s, _ROOM_POLL_S))
             now = time.monotonic()
             late = [p for p in group if p.deadline <= now or self._is_closing]
-            late += self._waiting.drop_heads(lambda pending: pending.deadline <= now or self._is_closing)
-            full = JournalFull(
-                f"{reason}; nothing was kept, send again when the store has caught up",
-                self._pace.wait_s(self._last_seq + self._waiting_records, now) if is_behind else 5,
-                reason="backlog" if is_behind else "journal_full",
-            )
-        self._settle([(pending, full) for pending in late])
+            late += self._drop_late(now)
+        self._refuse(late, reason, 5, "journal_full")
         gone = {id(pending) for pending in late}
         return [pending for pending in group if id(pending) not in gone]
 
@@ -850,6 +884,7 @@ class Journal:
             self._pace.note(self._last_seq, through_seq if read_seq is None else read_seq, time.monotonic())
             self._drop_trimmed()
             self._room.notify_all()
+            self._work.notify()
 
     def _drop_trimmed(self) -> bool:
         kept: list[_Segment] = []

@@ -3,7 +3,7 @@
 First come, first served lets a tenant with a hundred connections take a hundred times what a tenant
 with one gets. Here each tenant has a line of its own and the lines are served in turn, by what was
 served rather than by how often: a tenant that asks for little waits for at most one of each other's,
-and what nobody else asks for is anybody's.
+and what nobody else asks for is anybody's. Who gets more than there is owes it, and alone waits until that is made up for.
 
 Source: Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996), with equal weights.
 
@@ -33,8 +33,8 @@ class Lines(Generic[T]):
 
     def __init__(self) -> None:
         self._lines: dict[str, deque[tuple[T, float]]] = {}
-        self._served: dict[str, float] = {}  # of the tenants that wait: where each line stands
-        self._now = 0.0  # where the line stood that was served last
+        self._served: dict[str, float] = {}  # of the tenants that wait, or are ahead: where each line stands
+        self._now = 0.0  # where a line stands that had its share
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
@@ -43,19 +43,31 @@ class Lines(Generic[T]):
         """Add an item at the end of the tenant's line; ``cost`` is what serving it takes, in any one unit."""
         line = self._lines.get(tenant)
         if line is None:
-            line = self._lines[tenant] = deque()
             # Silence saves up nothing: whoever joins stands level with who is being served. And a tenant whose
             # line was empty for a moment does not overtake those that wait.
-            self._served[tenant] = max(self._now, self._served.get(tenant, 0.0))
+            level = min([self._now, *map(self._served.__getitem__, self._lines)])
+            self._lines[tenant] = line = deque()
+            self._served[tenant] = max(level, self._served.get(tenant, 0.0))
         line.append((item, cost))
 
-    def peek(self) -> T:
-        """Return the item that is next.
+    def share(self, cost: float) -> None:
+        """Give so much to be shared equally by the tenants that wait, or have had more than their share."""
+        sharing = sum(tenant in self._lines or at > self._now for tenant, at in self._served.items())
+        if sharing:
+            self._now += cost / sharing
+
+    @property
+    def has_due(self) -> bool:
+        """Whether one waits that has had no more than its share."""
+        return bool(self._lines) and self._served[self._next()] <= self._now
+
+    def next_cost(self) -> float:
+        """Return the cost of the item that is next.
 
         Raises:
             IndexError: If none waits.
         """
-        return self._lines[self._next()][0][0]
+        return self._lines[self._next()][0][1]
 
     def pop(self) -> T:
         """Remove the item that is next, and return it.
@@ -64,7 +76,7 @@ class Lines(Generic[T]):
             IndexError: If none waits.
         """
         tenant = self._next()
-        self._now = self._served[tenant]
+        self._now = max(self._now, self._served[tenant])
         item, cost = self._lines[tenant].popleft()
         self._served[tenant] += cost
         if not self._lines[tenant]:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from logsvc import durable
 from logsvc.errors import BadInput, JournalFull, Overloaded
-from logsvc.journal import Journal, Pace
+from logsvc.journal import Journal, Pace, next_group
 from logsvc.records import Entry
 from logsvc.turns import Lines
 from tests.support.records import T0, make_entry
@@ -457,83 +458,149 @@ def test_a_tenant_with_much_waiting_delays_another_by_at_most_a_group(directory:
     asyncio.run(main())
 
 
+class Backlog:
+    """Tenants, the writer and a reader that falls behind, on a clock of its own; how fast that was is known."""
+
+    def __init__(self, records_per_s: int) -> None:
+        self.pace = Pace(max_lag_s=30)
+        self.waiting = Lines[tuple[str, int, float]]()
+        self.last = self.through = records_per_s
+        self.pace.note(0, 0, -2)
+        self.pace.note(records_per_s, records_per_s, -1)
+        self.sent: Counter[str] = Counter()
+        self.admitted: Counter[str] = Counter()
+        self.waited_s: dict[str, list[float]] = defaultdict(list)
+
+    def read(self, records: int, now: float) -> None:
+        """Have the reader take so many records, or what there is."""
+        self.through = min(self.last, self.through + records)
+        self.pace.note(self.last, self.through, now)
+
+    def send(self, tenant: str, records: int, now: float) -> None:
+        self.sent[tenant] += records
+        self.waiting.push(tenant, (tenant, records, now), records)
+
+    def overrun(self, tenant: str, records: int, now: float) -> None:
+        """Send until forty appends wait."""
+        while self.sent[tenant] - self.admitted[tenant] < 40 * records:
+            self.send(tenant, records, now)
+
+    def write(self, now: float) -> None:
+        """Append as much as may be, as the writer's thread does."""
+        while True:
+            self.waiting.share(self.pace.due(self.last, now))
+            group = next_group(self.waiting, self.pace.room(self.last, now))
+            if not group:
+                return
+            for tenant, records, since in group:
+                self.last += records
+                self.admitted[tenant] += records
+                self.waited_s[tenant].append(now - since)
+
+
 def test_a_backlog_is_bounded_in_time_while_the_reader_gets_on() -> None:
-    pace = Pace(max_lag_s=30)
-    now = last = through = 0
-    refused = longest = 0
+    of = Backlog(20_000)
+    longest = 0
     for now in range(600):  # three times what the reader takes
-        through = min(last, through + 20_000)
-        pace.note(last, through, now)
-        for _ in range(60):
-            if pace.is_behind(last, now):
-                refused += 1
-            else:
-                last += 1_000
-        longest = max(longest, last - through)
+        of.read(20_000, now)
+        of.overrun("greedy", 1_000, now)
+        of.write(now)
+        longest = max(longest, of.last - of.through)
     assert longest <= 31 * 20_000 + 60_000
-    assert refused * 1_000 / 600 == pytest.approx(40_000, rel=0.05)
-    assert 1 <= pace.wait_s(last + 50_000, now) <= 10
-    while through < last:
-        now, through = now + 1, min(last, through + 20_000)
+    assert of.last / 600 == pytest.approx(20_000, rel=0.06)
+    assert 1 <= of.pace.wait_s(of.last + 50_000, now) <= 10
+    while of.through < of.last:
+        now += 1
+        of.read(20_000, now)
     assert now - 600 <= 32  # and then it recovers
 
 
+def test_how_fast_the_reader_is_does_not_depend_on_how_unevenly_that_is_noted() -> None:
+    of = Backlog(4_000)
+    longest = now = 0.0
+    for number in range(600):  # as much after half a second as after five
+        now += 5 if number % 2 else 0.5
+        of.read(20_000, now)
+        of.overrun("greedy", 1_000, now)
+        of.write(now)
+        longest = max(longest, of.last - of.through)
+    assert of.pace.rate == pytest.approx(40_000 / 5.5, rel=0.1)
+    assert longest <= 33 * 40_000 / 5.5 + 20_000
+
+
 def test_a_slow_reader_of_large_batches_lets_somebody_in_all_the_time() -> None:
-    pace = Pace(max_lag_s=30)
-    last = through = 0
+    of = Backlog(2_900)
     admitted_at = []
     for now in range(1_400):
         if now % 7 == 0:  # so long it takes for a batch, longer than a body waits
-            through = min(last, through + 20_000)
-            pace.note(last, through, now)
-        for _ in range(10):
-            if not pace.is_behind(last, now):
-                admitted_at.append(now)
-                last += 1_000
-        assert last - through <= 31 * 20_000 // 7 + 30_000
+            of.read(20_000, now)
+        of.overrun("greedy", 1_000, now)
+        before = of.last
+        of.write(now)
+        if of.last > before:
+            admitted_at.append(now)
+        assert of.last - of.through <= 31 * 20_000 // 7 + 30_000
     assert max(later - now for now, later in pairwise(admitted_at)) <= 2
-    assert len(admitted_at) * 1_000 / 1_400 == pytest.approx(20_000 / 7, rel=0.1)
+    assert of.last / 1_400 == pytest.approx(20_000 / 7, rel=0.1)
 
 
 def test_who_sends_little_gets_in_behind_a_backlog_before_a_body_has_waited_too_long() -> None:
-    pace, waiting = Pace(max_lag_s=30), Lines[tuple[str, float]]()
-    last = through = 0
-    longest = {"greedy": 0.0, "modest": 0.0}
+    of = Backlog(3_000)
     for tick in range(6_000):
         now = tick / 10
         if tick % 40 == 0:  # so long it takes for a batch
-            through = min(last, through + 12_000)
-            pace.note(last, through, now)
-            waiting.push("modest", ("modest", now), 1_000)
-        while len(waiting) < 40:
-            waiting.push("greedy", ("greedy", now), 1_000)
-        if not pace.is_behind(last, now):
-            group, most = [waiting.pop()], pace.room(last, now)  # as the writer's thread does
-            while waiting and 1_000 * (len(group) + 1) <= most:
-                group.append(waiting.pop())
-            last += 1_000 * len(group)
-            for tenant, since in group:
-                longest[tenant] = max(longest[tenant], now - since)
-    assert longest["greedy"] > 5
-    assert longest["modest"] < 2
+            of.read(12_000, now)
+            of.send("modest", 1_000, now)
+        of.overrun("greedy", 1_000, now)
+        of.write(now)
+    assert max(of.waited_s["greedy"]) > 5
+    assert max(of.waited_s["modest"]) < 2
+
+
+def test_what_one_tenant_sent_beyond_its_share_keeps_no_other_one_waiting() -> None:
+    of = Backlog(4_000)
+    for tick in range(6_000):
+        now = tick / 10
+        if tick % (70 if tick % 500 < 70 else 25) == 0:  # now and then the reader takes thrice as long
+            of.read(12_000, now)
+        if tick % 10 == 0:
+            of.send("modest", 500, now)  # a tenth of what the reader takes
+        of.overrun("greedy", 100_000, now)  # each is what the reader takes in twenty seconds
+        of.write(now)
+    assert max(of.waited_s["modest"][100:]) < 1
+    assert of.admitted["modest"] == 600 * 500
+    assert max(of.waited_s["greedy"]) > 20
+    assert of.last - of.through <= 31 * of.pace.rate + 100_000
+
+
+def test_tenants_that_all_overrun_get_equal_shares_of_what_is_admitted() -> None:
+    of = Backlog(3_000)
+    for tick in range(6_000):
+        now = tick / 10
+        if tick % 40 == 0:
+            of.read(12_000, now)
+        of.overrun("a", 1_000, now)
+        of.overrun("b", 4_000, now)
+        of.write(now)
+    assert of.admitted["a"] == pytest.approx(of.admitted["b"], rel=0.05)
 
 
 def test_a_store_that_is_away_holds_nobody_back_and_its_backlog_shrinks_without_refusing_a_moderate_sender() -> None:
-    pace = Pace(max_lag_s=30)
-    last = through = 0
+    of = Backlog(8_000)
     for now in range(100):
-        last, through = last + 8_000, last
-        pace.note(last, through, now)
+        of.send("moderate", 8_000, now)
+        of.write(now)
+        of.read(8_000, now)
     for now in range(100, 1_000):  # away: nothing is noted
-        last += 8_000
-        assert not pace.is_behind(last, now)
+        of.send("moderate", 8_000, now)
+        of.write(now)
+    assert max(of.waited_s["moderate"]) == 0
     for now in range(1_000, 2_000):  # back, and it takes 20,000 a second
-        through = min(last, through + 20_000)
-        pace.note(last, through, now)
-        for _ in range(8):
-            assert not pace.is_behind(last, now)
-            last += 1_000
-    assert last - through <= 8_000
+        of.read(20_000, now)
+        of.send("moderate", 8_000, now)
+        of.write(now)
+    assert max(of.waited_s["moderate"]) < 5  # longer, and it would be refused
+    assert of.last - of.through <= 8_000
 
 
 def test_closing_writes_what_waits_and_refuses_what_comes_later(directory: Path) -> None:

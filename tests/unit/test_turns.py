@@ -45,6 +45,32 @@ def test_a_tenant_whose_line_was_empty_for_a_moment_does_not_get_ahead() -> None
     assert abs(served["hasty"] - served["patient"]) <= 1
 
 
+def test_a_tenant_that_got_more_than_there_is_waits_alone_until_that_is_made_up_for() -> None:
+    lines = Lines[str]()
+    lines.push("greedy", "greedy", 100)
+    lines.pop()
+    lines.push("greedy", "greedy", 100)
+    assert not lines.has_due
+    shared = 0
+    while True:
+        lines.push("modest", "modest", 10)
+        assert lines.has_due
+        if lines.pop() == "greedy":
+            break
+        lines.share(20)
+        shared += 20
+    assert shared == pytest.approx(2 * 100, abs=20)
+
+
+def test_who_joins_stands_level_with_those_that_wait_though_much_was_shared_meanwhile() -> None:
+    lines = Lines[str]()
+    for _ in range(100):
+        lines.push("patient", "patient", 1)
+    lines.share(50)
+    lines.push("modest", "modest", 1)
+    assert "modest" in (lines.pop(), lines.pop())
+
+
 def test_what_is_over_is_dropped_from_the_heads_alone() -> None:
     lines = Lines[int]()
     for tenant, items in (("a", (1, 2, 9, 1)), ("b", (8,)), ("c", (3,))):
