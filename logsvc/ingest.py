@@ -137,28 +137,27 @@ class Ingest:
         Raises:
             JournalFull: If nothing could be kept; the sender shall send it again.
         """
-        with self._lock:
-            # Stamped and registered in one step, so that settled_before_us() never overtakes it.
-            ingested_us = self._clock()
-            call = next(self._calls)
-            self._in_flight[call] = ingested_us
-        if self._ledger is not None:
-            self._ledger.begin(call)
+        call = next(self._calls)
         note: Callable[[int], None] = _nothing
         append: asyncio.Future[int] | None = None
         try:
-            origin = Origin(tenant, source, protocol, key_id, ingested_us)
             results: list[ItemResult] = []
             entries: list[Entry] = []
             tally = Tally()
+            origin: Origin | None = None
+            parts = []
             if len(items) <= _INLINE_ITEMS and all(type(item) is bytes and len(item) < _INLINE_BYTES for item in items):
-                parts = [self._normaliser.normalise(items, origin)]
+                origin = self._begin(call, tenant, source, protocol, key_id)
+                parts.append(self._normaliser.normalise(items, origin))
             else:
-                parts = []
                 for start in range(0, len(items), SLICE_ITEMS):
                     part = items[start : start + SLICE_ITEMS]
                     async with self._turns.turn(tenant, len(part)):
+                        # Not before: while a call is in flight no window after its stamp is complete, of any tenant.
+                        origin = origin or self._begin(call, tenant, source, protocol, key_id)
                         parts.append(await self._run(self._normaliser.normalise, part, origin))
+            assert origin is not None  # many items are some
+            ingested_us = origin.ingested_us
             for part_results, part_entries, part_tally in parts:
                 results += part_results
                 entries += part_entries
@@ -197,13 +196,22 @@ class Ingest:
         with self._lock:
             return min(self._in_flight.values()) if self._in_flight else self._clock()
 
+    def _begin(self, call: int, tenant: str, source: str, protocol: str, key_id: str) -> Origin:
+        """Stamp a call, which is in flight from now on."""
+        with self._lock:
+            # Stamped and registered in one step, so that settled_before_us() never overtakes it.
+            self._in_flight[call] = ingested_us = self._clock()
+        if self._ledger is not None:
+            self._ledger.begin(call)
+        return Origin(tenant, source, protocol, key_id, ingested_us)
+
     def _settle(self, call: int, append: asyncio.Future[int] | None, note: Callable[[int], None]) -> None:
         if append is not None and not append.cancelled() and append.exception() is None:
             note(append.result())
         if self._ledger is not None:
             self._ledger.end(call)
         with self._lock:
-            del self._in_flight[call]
+            self._in_flight.pop(call, None)  # none: it was cancelled before its turn
 
     def _count(self, results: list[ItemResult], accepted: int, tally: Tally) -> None:
         counters = self.counters

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from logsvc.errors import JournalFull
-from logsvc.ingest import SLICE_ITEMS, Counters, Ingest, Item, ItemResult
+from logsvc.ingest import SLICE_ITEMS, SLICES_AT_ONCE, Counters, Ingest, Item, ItemResult
 from logsvc.normaliser import Normaliser
 from logsvc.records import Entry
 from logsvc.timestamps import MonotonicClock
@@ -52,6 +52,8 @@ class Fixture:
         self.journal = MemoryJournal()
         self.clock = Clock()
         self.slices: list[int] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.counters = Counters()
         self.ingest = Ingest(
             self.journal,
@@ -63,6 +65,7 @@ class Fixture:
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         self.slices.append(len(args[0]))
+        await self.gate.wait()
         return await asyncio.to_thread(function, *args)
 
     async def accept(self, items: Sequence[Item]) -> list[ItemResult]:
@@ -132,6 +135,11 @@ def test_everything_is_counted() -> None:
     asyncio.run(scenario())
 
 
+async def _give_way() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 def test_nothing_is_settled_past_an_accept_in_flight() -> None:
     async def scenario() -> None:
         fixture = Fixture()
@@ -145,6 +153,26 @@ def test_nothing_is_settled_past_an_accept_in_flight() -> None:
         await asyncio.wait_for(slow, TIMEOUT_S)
         assert fixture.ingest.settled_before_us() == first_us + 5_000_000
         assert fixture.journal.entries[0].ingested_us == first_us
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_waits_for_its_turn_holds_up_nobody() -> None:
+    async def scenario() -> None:
+        fixture = Fixture()
+        fixture.gate.clear()
+        calls = [asyncio.create_task(fixture.accept([{"msg": "slow"}])) for _ in range(SLICES_AT_ONCE)]
+        await _give_way()
+        assert len(fixture.slices) == SLICES_AT_ONCE
+        last = asyncio.create_task(fixture.accept([{"msg": "last"}]))
+        given_up = asyncio.create_task(fixture.accept([{"msg": "given up"}]))
+        await _give_way()
+        given_up.cancel()
+        fixture.clock.now_us += 5_000_000
+        assert fixture.ingest.settled_before_us() == fixture.clock.now_us - 5_000_000
+        fixture.gate.set()
+        await asyncio.wait_for(asyncio.gather(*calls, last), TIMEOUT_S)
+        assert fixture.journal.entries[-1].ingested_us == fixture.clock.now_us == fixture.ingest.settled_before_us()
 
     asyncio.run(scenario())
 
