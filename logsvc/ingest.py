@@ -66,6 +66,10 @@ class Appends(Protocol):
         """Make entries durable, in order, and return the first one's sequence."""
         ...
 
+    def check_room(self, tenant: str) -> None:
+        """Raise what ``append`` would for ever so few entries of a tenant; cheap."""
+        ...
+
 
 class Normalises(Protocol):
     """A ``Normaliser``, or many."""
@@ -153,8 +157,11 @@ class Ingest:
                 for start in range(0, len(items), SLICE_ITEMS):
                     part = items[start : start + SLICE_ITEMS]
                     async with self._turns.turn(tenant, len(part)):
-                        # Not before: while a call is in flight no window after its stamp is complete, of any tenant.
-                        origin = origin or self._begin(call, tenant, source, protocol, key_id)
+                        if origin is None:
+                            # What waited for its turn need not be normalised if it will be refused by now. And only
+                            # now is the call in flight: until it ends, no window after its stamp is complete.
+                            self._journal.check_room(tenant)
+                            origin = self._begin(call, tenant, source, protocol, key_id)
                         parts.append(await self._run(self._normaliser.normalise, part, origin))
             assert origin is not None  # many items are some
             ingested_us = origin.ingested_us

@@ -32,11 +32,14 @@ class MemoryJournal:
     async def append(self, entries: Sequence[Entry]) -> int:
         self.waiting.set()
         await self.open.wait()
-        if self.is_full:
-            raise JournalFull("the journal is full")
+        self.check_room("default")
         self.appends += 1
         self.entries += entries
         return len(self.entries) - len(entries) + 1
+
+    def check_room(self, _tenant: str) -> None:
+        if self.is_full:
+            raise JournalFull("the journal is full")
 
 
 class Clock:
@@ -103,7 +106,7 @@ def test_a_full_journal_keeps_nothing_and_says_so() -> None:
         fixture = Fixture()
         fixture.journal.is_full = True
         with pytest.raises(JournalFull):
-            await fixture.accept([{"msg": "a"}])
+            await fixture.accept([b'{"msg":"a"}'])
         assert fixture.journal.entries == []
         assert fixture.counters.accepted == 0
         fixture.clock.now_us += 1
@@ -173,6 +176,18 @@ def test_a_call_that_waits_for_its_turn_holds_up_nobody() -> None:
         fixture.gate.set()
         await asyncio.wait_for(asyncio.gather(*calls, last), TIMEOUT_S)
         assert fixture.journal.entries[-1].ingested_us == fixture.clock.now_us == fixture.ingest.settled_before_us()
+
+    asyncio.run(scenario())
+
+
+def test_what_will_be_refused_is_not_normalised_when_its_turn_comes() -> None:
+    async def scenario() -> None:
+        fixture = Fixture()
+        fixture.journal.is_full = True
+        with pytest.raises(JournalFull):
+            await fixture.accept([{"msg": "x"}] * (2 * SLICE_ITEMS))
+        assert fixture.slices == []
+        assert fixture.ingest.settled_before_us() == fixture.clock.now_us
 
     asyncio.run(scenario())
 
