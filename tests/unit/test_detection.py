@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
 import subprocess
@@ -41,6 +42,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.is_away = False
+        self.collects: set[bool] = set()  # while counts are taken
 
     def tenants(self) -> list[str]:
         self._enter()
@@ -66,6 +68,7 @@ class MemoryStore:
     def window_counts(
         self, tenant: str, *, ingested: Span, span: Span = oracle.ALWAYS, **where: object
     ) -> list[WindowCount]:
+        self.collects.add(gc.isenabled())
         self._enter()
         near = [e for e in self.entries if oracle.in_span(e.ingested_us, ingested) and oracle.in_span(e.time_us, span)]
         return oracle.window_counts(near, tenant, ingested=ingested, span=span, **where)
@@ -254,6 +257,19 @@ def test_a_ticket_names_the_model_that_was_there_when_it_opened(bench: Bench) ->
     model = bench.state.wait_for_event("anomaly.opened").model
     assert model.name == "isolation-forest"
     assert model.version.startswith("2026-11-22.")
+
+
+def test_no_garbage_is_looked_for_while_counts_are_held_and_again_afterwards(bench: Bench) -> None:
+    bench.add(history(hours=1))
+    bench.detection.open()
+    bench.go(NOW_US + 10_000_000)
+    bench.wait_for_lag(0)
+    bench.restart()  # what was known is counted again
+    bench.go(NOW_US + 20_000_000)
+    bench.wait_for_lag(0)
+    bench.detection.close()
+    assert bench.store.collects == {False}
+    assert gc.isenabled()
 
 
 def test_how_far_it_is_behind_is_a_number_before_the_first_judgement(bench: Bench) -> None:
