@@ -1,8 +1,9 @@
 """Indexer: brings records from the journal into the store, and knows how far they are searchable.
 
 One thread reads the journal in order and appends to the store in large batches. About once a
-second it has the store commit, moves its checkpoint and trims the journal. After a crash it starts
-again at the checkpoint; the store skips what it has already.
+second it has the store commit, and goes on appending while that becomes searchable; then it moves
+its checkpoint and trims the journal. After a crash it starts again at the checkpoint; the store
+skips what it has already.
 
 What always holds:
 
@@ -30,6 +31,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -153,14 +155,20 @@ class Indexer:
         self._rng = rng
         self._before_trim = before_trim
 
-        self._checkpoint_seq = 0
+        # How far each step is; none is ever ahead of the one above it.
         self._appended_seq = 0
+        self._flushed_seq = 0
         self._searchable_seq = 0
+        self._checkpoint_seq = 0
         self._flush_due = 0.0  # monotonic; counts while something is appended and not flushed
-        self._oldest_us: int | None = None  # event.ingested of the oldest record not yet searchable
+        self._refreshing: Future[None] | None = None  # makes all searchable that was flushed before it began
+        # event.ingested of the oldest record that is not yet flushed, and of the oldest flushed and not yet searchable.
+        self._oldest_appended_us: int | None = None
+        self._oldest_flushed_us: int | None = None
         self._totals = _Totals()
         self._unflushed = _Totals()
         self._failures = 0  # in a row
+        self._is_rewound = False  # something failed, and nothing was flushed since
         self._is_suspicious = False  # the store broke, perhaps on a record
         self._retries = 0
         self._reason = ""
@@ -225,7 +233,7 @@ class Indexer:
                 journal.last_seq,
             )
             journal.advance_past(seq)
-        indexer._checkpoint_seq = indexer._appended_seq = indexer._searchable_seq = seq
+        indexer._appended_seq = indexer._flushed_seq = indexer._searchable_seq = indexer._checkpoint_seq = seq
         journal.on_durable(indexer._wake)
         indexer._thread.start()
         return indexer
@@ -263,7 +271,7 @@ class Indexer:
         """Describe the indexer now; never waits for the store."""
         with self._changed:
             lag_records = max(0, self._journal.last_seq - self._searchable_seq)
-            oldest_us = self._oldest_us
+            oldest_us = self._oldest_appended_us if self._oldest_flushed_us is None else self._oldest_flushed_us
             state = IndexerState.RUNNING
             if self._is_stopped:
                 state = IndexerState.STOPPED
@@ -340,7 +348,7 @@ class Indexer:
 
     # -- the thread ---------------------------------------------------------------------------
 
-    def _wake(self, _last_seq: int) -> None:
+    def _wake(self, _news: object) -> None:
         with self._changed:
             self._changed.notify_all()
 
@@ -351,8 +359,6 @@ class Indexer:
                     if not self._step():
                         return
                 except Exception as exc:  # noqa: BLE001 - whatever it is, it is shown and tried again
-                    if isinstance(exc, StoreUnavailable):
-                        self._rewind(exc)
                     self._back_off(exc)
         finally:
             with self._changed:
@@ -368,27 +374,40 @@ class Indexer:
         """Do one round: others' calls, a batch, a commit if due. False when all is done and it is closing."""
         is_closing = self._is_closing  # read first: what was appended before it was set is seen below
         self._run_calls()
-        batch = self._journal.read(self._appended_seq, self._batch_records)
-        if batch.through_seq > self._appended_seq:
-            if not self._has_unflushed:
-                self._flush_due = time.monotonic() + self._flush_interval_s
-                if batch.entries:
-                    self._oldest_us = batch.entries[0].ingested_us
-            if entries := [entry for entry in batch.entries if not is_note(entry)]:
-                self._append(entries)
-            self._appended_seq = batch.through_seq
+        try:
+            self._append_next()
+            if self._is_flushable and time.monotonic() >= self._flush_due:
+                self._flush()
+        finally:
+            # What fails has no hold over what was flushed before it.
+            self._settle()
         is_drained = self._appended_seq >= self._journal.last_seq
-        if self._has_unflushed and (time.monotonic() >= self._flush_due or (is_drained and is_closing)):
-            self._flush()
-        if is_drained and is_closing and not self._has_unflushed:
+        if is_drained and is_closing:
+            self._commit()
             return False
         if is_drained:
             self._wait()
         return True
 
+    def _append_next(self) -> None:
+        batch = self._journal.read(self._appended_seq, self._batch_records)
+        if batch.through_seq > self._appended_seq:
+            if not self._has_unflushed:
+                self._flush_due = time.monotonic() + self._flush_interval_s
+                if batch.entries:
+                    self._oldest_appended_us = batch.entries[0].ingested_us
+            if entries := [entry for entry in batch.entries if not is_note(entry)]:
+                self._append(entries)
+            self._appended_seq = batch.through_seq
+
     @property
     def _has_unflushed(self) -> bool:
-        return self._appended_seq > self._checkpoint_seq
+        return self._appended_seq > self._flushed_seq
+
+    @property
+    def _is_flushable(self) -> bool:
+        # Flushing earlier would have nothing made searchable any sooner.
+        return self._has_unflushed and self._refreshing is None
 
     def _recovered(self) -> None:
         if self._reason:
@@ -451,7 +470,16 @@ class Indexer:
             self._totals.dead += self._dead_letters.add(refusals)
             logger.warning("indexer: {} records became dead letters; the first: {}", len(refusals), refusals[0].reason)
 
+    def _commit(self) -> None:
+        """Return when all that was appended is durable and searchable, and the checkpoint says so."""
+        self._settle(is_waiting=True)
+        if self._has_unflushed:
+            self._flush()
+        while self._checkpoint_seq < self._flushed_seq:
+            self._settle(is_waiting=True)
+
     def _flush(self) -> None:
+        """Return when all that was appended is durable; it becomes searchable while more is appended."""
         seq = self._appended_seq
         try:
             self._take(self._store.flush())
@@ -459,13 +487,38 @@ class Indexer:
             self._rewind(exc)
             raise
         faults.reach("indexer.after_flush")
-        self._store.refresh()
         self._totals.add(self._unflushed)
         self._unflushed = _Totals()
+        if self._oldest_flushed_us is None:
+            self._oldest_flushed_us = self._oldest_appended_us
+        self._oldest_appended_us = None
+        self._flushed_seq = seq
+        self._is_rewound = False
+
+    def _settle(self, *, is_waiting: bool = False) -> None:
+        """Have all that was flushed become searchable, and move the checkpoint to what has.
+
+        Args:
+            is_waiting: For what is becoming searchable now.
+        """
+        refreshing = self._refreshing
+        if refreshing is not None and (is_waiting or refreshing.done()):
+            self._refreshing = None  # begun again if it failed
+            refreshing.result()
+        if self._refreshing is None and self._flushed_seq > self._searchable_seq:
+            self._refreshing = _in_background(partial(self._refresh, self._flushed_seq))
+            self._refreshing.add_done_callback(self._wake)
+        if self._searchable_seq > self._checkpoint_seq:
+            self._move_checkpoint(self._searchable_seq)
+
+    def _refresh(self, seq: int) -> None:
+        self._store.refresh()
         with self._changed:
             self._searchable_seq = seq
-            self._oldest_us = None
+            self._oldest_flushed_us = None
             self._changed.notify_all()
+
+    def _move_checkpoint(self, seq: int) -> None:
         try:
             _write_checkpoint(self._checkpoint, seq)
         except OSError:
@@ -475,12 +528,14 @@ class Indexer:
         self._checkpoint_seq = seq
         faults.reach("indexer.after_checkpoint")
         self._trim(seq)
-        self._recovered()
+        if not self._is_rewound:
+            self._recovered()
 
     def _rewind(self, exc: Exception) -> None:
-        """Append all since the last good commit again: nobody knows what a store kept that failed since."""
-        self._appended_seq = self._checkpoint_seq
+        """Append all since the last good flush again: nobody knows what a store kept that failed since."""
+        self._appended_seq = self._flushed_seq
         self._unflushed = _Totals()
+        self._is_rewound = True
         # Once may be chance. Twice is the store or one of the records: then find out which.
         self._is_suspicious = not isinstance(exc, StoreUnavailable)
 
@@ -497,16 +552,14 @@ class Indexer:
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                if self._has_unflushed:
-                    self._flush()
+                self._commit()
                 future.set_result(call())
             except Exception as exc:  # noqa: BLE001 - it is the caller's
                 future.set_exception(exc)
         for scheduled in due:
             scheduled.due_us = now_us + scheduled.interval_us
             try:
-                if self._has_unflushed:
-                    self._flush()
+                self._commit()
                 scheduled.call()
             except Exception as exc:  # noqa: BLE001 - the next one is due all the same
                 logger.error(
@@ -520,7 +573,7 @@ class Indexer:
         """Wait for work, and then a little longer, so that it comes in batches."""
         with self._changed:
             timeouts = [(s.due_us - self._clock()) / US_PER_S for s in self._scheduled]
-            if self._has_unflushed:
+            if self._is_flushable:
                 timeouts.append(self._flush_due - time.monotonic())
             timeout_s = max(0.0, min(timeouts)) if timeouts else None
             has_news = self._changed.wait_for(lambda: self._has_news(1), timeout_s)
@@ -530,7 +583,8 @@ class Indexer:
     def _has_news(self, records: int) -> bool:
         is_enough = self._journal.last_seq >= self._appended_seq + records
         is_due = any(scheduled.due_us <= self._clock() for scheduled in self._scheduled)
-        return bool(is_enough or is_due or self._calls or self._is_closing)
+        is_refreshed = self._refreshing is not None and self._refreshing.done()
+        return bool(is_enough or is_due or is_refreshed or self._calls or self._is_closing)
 
     def _back_off(self, exc: Exception) -> None:
         """Show why it does not go on, and wait before the next try; others' calls are served meanwhile."""
@@ -614,6 +668,22 @@ class Pipeline:
         if settled_us >= last_us + _MARK_INTERVAL_US or settled_us >= us > last_us:
             # The number is read only now: what settled is in the journal up to here.
             self._marks.append((settled_us, self._journal.last_seq))
+
+
+def _in_background(call: Callable[[], None]) -> Future[None]:
+    """Begin ``call`` in a thread that keeps no process from ending."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as exc:  # noqa: BLE001 - it is raised to whoever asks for the result
+            future.set_exception(exc)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, name="indexer-refresh", daemon=True).start()
+    return future
 
 
 def read_checkpoint(path: Path) -> int:

@@ -200,7 +200,7 @@ class Store(Protocol):
         ...
 
     def refresh(self) -> None:
-        """Return when everything appended (and flushed) is found by every reader."""
+        """Return when everything flushed before the call is found by every reader; others may append meanwhile."""
         ...
 
     def search(

@@ -565,6 +565,8 @@ class ElasticStore:
         self._sent: set[tuple[str, str]] = set()  # index and id of what was appended since the last flush
         self._lock = threading.Lock()
         self._created: set[str] = set()
+        # Indices that were touched since the last flush, and since the last refresh.
+        self._to_flush: set[str] = set()
         self._to_refresh: set[str] = set()
         self._has_template = False
         self._is_closed = False
@@ -661,7 +663,7 @@ class ElasticStore:
                 lines.append((index, entry))
         indices = {index for index, _ in lines}
         self._ensure(indices)
-        self._to_refresh |= indices
+        self._to_flush |= indices
         result = AppendResult(duplicates=repeated) + self._compared(elsewhere)
         for body in _chunks(lines):
             # The next one is made while as many as may be are under way.
@@ -802,17 +804,21 @@ class ElasticStore:
             self._forget_sent()
             raise
         self._sent.clear()
+        with self._lock:
+            self._to_refresh |= self._to_flush
+            self._to_flush = set()
         return result
 
     def refresh(self) -> None:
-        # One thread appends and refreshes; what it appends later is refreshed later.
-        wait(self._under_way)
-        touched, self._to_refresh = self._to_refresh, set()
+        # Another thread may append meanwhile; what it touches is refreshed once that is flushed.
+        with self._lock:
+            touched, self._to_refresh = self._to_refresh, set()
         try:
             for names in _sliced(sorted(touched), MAX_NAMED_DAYS):
                 self._ask("POST", f"/{','.join(names)}/_refresh?ignore_unavailable=true", timeout_s=60)
-        except StoreUnavailable:
-            self._to_refresh |= touched
+        except BaseException:
+            with self._lock:
+                self._to_refresh |= touched
             raise
 
     # Search
@@ -1113,6 +1119,7 @@ class ElasticStore:
         self._pool.shutdown()
         if all(future.exception() is None for future in self._under_way):
             with suppress(LogsvcError):  # Durable already; the server's own refresh makes up for ours.
+                self.flush()
                 self.refresh()
         self._transport.close()
 

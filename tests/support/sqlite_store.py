@@ -32,12 +32,13 @@ class SqliteStore:
             "CREATE TABLE IF NOT EXISTS entries (id TEXT PRIMARY KEY, seq INTEGER UNIQUE NOT NULL, source BLOB)"
         )
         self._is_open = False
-        self.visible = self.count()
+        self.visible = self._durable = self.count()
         self.batches: list[int] = []
         self.writers: set[int] = set()
         self.is_away = False
         self.breaks: Callable[[Sequence[Entry]], Exception | None] = lambda entries: None
         self.failing_flushes = 0
+        self.refreshes: Callable[[], None] = lambda: None
 
     def count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM entries").fetchone()[0])
@@ -98,17 +99,20 @@ class SqliteStore:
         if self._is_open:
             self._db.execute("COMMIT")
             self._is_open = False
+        self._durable = self.count()
         faults.reach("store.after_commit")
         return AppendResult()  # append told all
 
     def refresh(self) -> None:
-        self._enter()
-        self.visible = self.count()
+        if self.is_away:
+            raise StoreUnavailable("the store is away")
+        self.refreshes()
+        self.visible = self._durable
 
     def erase(self, tenant: str, query: Node, span: Span) -> int:
         self._enter()
         erased = self._db.execute("DELETE FROM entries").rowcount
-        self.visible = self.count()
+        self.visible = self._durable = self.count()
         return erased
 
     def close(self) -> None:

@@ -330,6 +330,35 @@ def test_an_append_waits_for_no_answer_and_a_flush_for_all_of_them() -> None:
         store.close()
 
 
+def test_a_refresh_waits_for_nothing_that_is_under_way_and_the_next_one_is_of_that() -> None:
+    may_answer = threading.Event()
+    refreshed: list[str] = []
+
+    def answer(method: str, path: str) -> tuple[int, object]:
+        if "/_refresh" in path:
+            refreshed.append(path.split("/")[1])
+        if path.startswith("/_bulk"):
+            assert may_answer.wait(20)
+            return 200, {"items": [{"create": {"status": 201}}]}
+        return 200, {}
+
+    with server(answer) as (address, _):
+        store = ElasticStore(f"http://{address}", prefix="p")
+        may_answer.set()
+        take(store, [make_entry(1)])
+        may_answer.clear()
+        store.append([make_entry(2, T0 - 86_400_000_000)])
+        store.refresh()
+        first = store._day_index(T0 // 86_400_000_000)
+        assert refreshed == [first]
+        may_answer.set()
+        store.flush()
+        store.refresh()
+        store.refresh()
+        assert refreshed == [first, store._day_index(T0 // 86_400_000_000 - 1)]
+        store.close()
+
+
 @pytest.mark.parametrize("body", ["<html>of a proxy</html>", {"took": 3}, {"items": []}, {"items": [{"create": {}}]}])
 def test_an_answer_to_a_batch_that_is_none_is_asked_again_and_blames_no_record(body: object) -> None:
     def answer(method: str, path: str) -> tuple[int, object]:

@@ -234,6 +234,87 @@ def test_what_was_appended_and_lost_before_its_commit_is_appended_again(service:
     assert service.indexer.status().indexed_total == 40
 
 
+def test_appending_goes_on_while_what_was_flushed_becomes_searchable(service: Service) -> None:
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def refresh() -> None:
+        has_begun.set()
+        assert may_end.wait(TIMEOUT_S)
+
+    service.store.refreshes = refresh
+    service.start()
+    service.journal.append_sync([record(number) for number in range(10)])
+    assert has_begun.wait(TIMEOUT_S)
+    service.journal.append_sync([record(number) for number in range(10, 20)])
+    eventually(lambda: service.store.sequence() == list(range(1, 21)))
+    assert (service.indexer.searchable_seq, read_checkpoint(service.checkpoint)) == (0, 0)
+    may_end.set()
+    assert service.indexer.wait_searchable(20, TIMEOUT_S)
+    assert service.store.visible == 20
+
+
+def test_a_refresh_that_fails_is_tried_again_without_appending_anything_again(service: Service) -> None:
+    failing = [2]
+
+    def refresh() -> None:
+        if failing[0]:
+            failing[0] -= 1
+            raise StoreUnavailable("cannot refresh")
+
+    service.store.refreshes = refresh
+    service.start()
+    service.index([record(number) for number in range(50)])
+    service.index([record(number) for number in range(50, 100)])
+    status = service.indexer.status()
+    assert (status.indexed_total, status.skipped_total, status.retries_total) == (100, 0, 2)
+    assert sum(service.store.batches) == 100
+    eventually(lambda: service.indexer.status().reason == "")
+
+
+def test_what_fails_while_the_rest_becomes_searchable_is_appended_again_and_only_that(service: Service) -> None:
+    has_begun, may_end, failing = threading.Event(), threading.Event(), [True]
+
+    def refresh() -> None:
+        has_begun.set()
+        assert may_end.wait(TIMEOUT_S)
+
+    def breaks(entries: Sequence[Entry]) -> Exception | None:
+        return StoreUnavailable("cannot append") if failing[0] and entries[-1].seq > 10 else None
+
+    service.store.refreshes, service.store.breaks = refresh, breaks
+    service.start()
+    service.journal.append_sync([record(number) for number in range(10)])
+    assert has_begun.wait(TIMEOUT_S)
+    service.journal.append_sync([record(number) for number in range(10, 20)])
+    eventually(lambda: service.indexer.status().retries_total >= 1)
+    may_end.set()
+    # What was flushed is known to be searchable, though the store still fails.
+    eventually(lambda: read_checkpoint(service.checkpoint) == 10)
+    assert service.indexer.status().reason == "cannot append"
+    failing[0] = False
+    assert service.indexer.wait_searchable(20, TIMEOUT_S)
+    assert service.store.sequence() == list(range(1, 21))
+    assert service.indexer.status().skipped_total == 0
+
+
+def test_an_exclusive_call_waits_for_what_becomes_searchable(service: Service) -> None:
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def refresh() -> None:
+        has_begun.set()
+        assert may_end.wait(TIMEOUT_S)
+
+    service.store.refreshes = refresh
+    service.start()
+    service.journal.append_sync([record(number) for number in range(10)])
+    assert has_begun.wait(TIMEOUT_S)
+    threading.Timer(0.05, may_end.set).start()
+    seen = service.indexer.run_exclusive(
+        lambda: (service.store.visible, read_checkpoint(service.checkpoint)), TIMEOUT_S
+    )
+    assert seen == (10, 10)
+
+
 def test_dead_letters_that_cannot_be_written_hold_the_checkpoint(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,7 +518,9 @@ def test_a_checkpoint_that_cannot_be_written_does_not_keep_the_journal_from_givi
         service.journal.roll()
         eventually(lambda: service.indexer.status().retries_total >= 2)
         eventually(lambda: [path.name for path in service.journal.directory.glob("*.log")] == [f"{2:020d}.log"])
+        # Nor the records behind it from being found.
+        service.index([record(2)])
         assert read_checkpoint(service.checkpoint) == 0
-    service.index([record(2)])
-    assert service.store.sequence() == [1, 2]
-    eventually(lambda: read_checkpoint(service.checkpoint) == 2)
+    service.index([record(3)])
+    assert service.store.sequence() == [1, 2, 3]
+    eventually(lambda: read_checkpoint(service.checkpoint) == 3)
