@@ -287,7 +287,15 @@ class Service:
             dead_letters=dead_letters,
         )
         stack.callback(ledger.close)
-        indexer = Indexer.open(journal, store, dead_letters, settings.data_dir / CHECKPOINT, before_trim=ledger.keep)
+        indexer = Indexer.open(
+            journal,
+            store,
+            dead_letters,
+            settings.data_dir / CHECKPOINT,
+            # Bulk requests are smaller than this anyway; between two appends it is looked whether a commit is due.
+            batch_records=20_000 if settings.store.is_embedded else 5_000,
+            before_trim=ledger.keep,
+        )
         stack.callback(lambda: indexer.close(self._left_s()))
         ledger.searchable_seq = lambda: indexer.searchable_seq
 

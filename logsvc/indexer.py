@@ -407,7 +407,7 @@ class Indexer:
     @property
     def _is_flushable(self) -> bool:
         # Flushing earlier would have nothing made searchable any sooner.
-        return self._has_unflushed and self._refreshing is None
+        return self._has_unflushed and (self._refreshing is None or self._refreshing.done())
 
     def _recovered(self) -> None:
         if self._reason:

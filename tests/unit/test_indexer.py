@@ -253,6 +253,20 @@ def test_appending_goes_on_while_what_was_flushed_becomes_searchable(service: Se
     assert service.store.visible == 20
 
 
+def test_a_commit_that_is_due_is_not_held_up_by_one_that_is_done(service: Service) -> None:
+    def breaks(entries: Sequence[Entry]) -> None:
+        # What was appended before is committed, and becomes searchable while this is appended.
+        eventually(lambda: service.indexer.searchable_seq == entries[0].seq - 1)
+        refreshing = service.indexer._refreshing
+        eventually(lambda: refreshing is None or refreshing.done())
+
+    service.store.breaks = breaks
+    service.start(batch_records=10, flush_interval_s=0.0)
+    service.journal.append_sync([record(number) for number in range(40)])
+    assert service.indexer.wait_searchable(40, TIMEOUT_S)
+    assert service.store.batches == [10, 10, 10, 10]
+
+
 def test_a_refresh_that_fails_is_tried_again_without_appending_anything_again(service: Service) -> None:
     failing = [2]
 
