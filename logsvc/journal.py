@@ -591,13 +591,11 @@ class Journal:
                     self._roll()
                 except OSError as exc:
                     logger.warning("journal: cannot begin a new segment now: {}", exc)
-            self._refuse(
-                late,
-                f"{self._pace.backlog(self._last_seq)} records wait for the store, which takes "
-                f"{self._pace.rate:.0f} a second",
-                self._pace.wait_s(self._last_seq + self._waiting_records, now),
-                "backlog",
-            )
+            if late:
+                backlog, rate = self._pace.backlog(self._last_seq), self._pace.rate
+                retry_after_s = self._pace.wait_s(self._last_seq + self._waiting_records, now)
+                why = f"{backlog} records wait for the store, which takes {rate:.0f} a second"
+                self._refuse(late, why, retry_after_s, "backlog")
             self._commit(group)
 
     def _drop_late(self, now: float) -> list[_Pending]:

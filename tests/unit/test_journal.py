@@ -13,14 +13,17 @@ import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from logsvc import durable
+from logsvc import journal as journals
 from logsvc.errors import BadInput, JournalFull, Overloaded
 from logsvc.journal import Journal, Pace, next_group
 from logsvc.records import Entry
@@ -456,6 +459,33 @@ def test_a_tenant_with_much_waiting_delays_another_by_at_most_a_group(directory:
         journal.close()
 
     asyncio.run(main())
+
+
+def test_behind_a_backlog_who_caused_it_is_refused_in_time_and_another_gets_in_at_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(journals, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(journals, "_MIN_BACKLOG_RECORDS", 10)
+    journal = Journal.open(directory, max_lag_s=0)
+    journal.append_sync(batch(100, tenant="greedy"))
+    now = 1.0
+    journal.trim(0, 1)
+    now = 2.0
+    journal.trim(0, 11)
+    assert journal.is_pushing_back
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(journal.append_sync, batch(100, tenant="greedy"))
+        while not journal.waiting_records:
+            assert not refused.done()
+            threading.Event().wait(0.001)
+        assert journal.append_sync(batch(5, tenant="modest")) == 101
+        now = 8.0
+        with pytest.raises(JournalFull, match="94 records wait for the store, which takes 10 a second") as caught:
+            refused.result(TIMEOUT_S)
+    assert caught.value.reason == "backlog"
+    assert caught.value.retry_after_s >= (94 - 10) / 5  # of ten that are read five are admitted
+    journal.close()
 
 
 class Backlog:
