@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import betainc, gammaincc, log_ndtr
 
-from detectors.base import BLOCK_STEPS, DAY_US, STEPS_PER_WINDOW, Grid, Pin
+from detectors.base import BLOCK_STEPS, DAY_US, HORIZON_US, STEPS_PER_WINDOW, Grid, Pin
 from detectors.windows import CENTRE, BoolArray, FloatArray, Past, Series, Sum, clean_sums
 
 MAX_SURPRISE = 60.0
@@ -84,7 +84,8 @@ def hold(pin: Pin, base: Baseline) -> None:
 def pins(pasts: Sequence[tuple[Series, int]], accepted: int = 0) -> list[Pin]:
     """Return of each unit the rate of errors in everything clean before a step, the edge of a window."""
     out = []
-    for (_, until), (_, rows) in zip(pasts, clean_sums(pasts), strict=True):
+    known = clean_sums([(series, 0, until) for series, until in pasts])
+    for (_, until), (_, rows) in zip(pasts, known, strict=True):
         errors, records, steps = rows[:, [Sum.ERRORS, Sum.RECORDS, Sum.STEPS]].sum(axis=0).tolist()
         by_time = errors > _BY_TIME * records
         events = errors + 0.7
@@ -122,12 +123,26 @@ class Baseline:
     pasts: dict[tuple[int, int], Past] = field(default_factory=dict)
 
 
+def oldest(until: int, grid: Grid) -> int:
+    """Return the step from which on a baseline before the step ``until`` is learned, the edge of a block.
+
+    That is what will still be known when the last window of the coming block is due. So a baseline holds for its
+    block also where a day is forgotten meanwhile, and can be learned ahead of that. 0 where a block is longer than
+    a day: what is known then matters.
+    """
+    if grid.day_steps() < BLOCK_STEPS:
+        return 0
+    due_us = grid.end_us(until + BLOCK_STEPS - 1) + grid.grace_us
+    low = -(-(due_us // DAY_US * DAY_US - HORIZON_US) // grid.step_us)
+    return low + -low % BLOCK_STEPS
+
+
 def learn(pasts: Sequence[tuple[Series, int]], grid: Grid) -> list[Baseline]:
     """Return of each unit the baseline from everything clean before a step, the edge of a window.
 
     Numpy works on many units at once; what is learned of one never depends on which others there are.
     """
-    found = clean_sums(pasts)
+    found = clean_sums([(series, oldest(until, grid), until) for series, until in pasts])
     out: dict[int, Baseline] = {}
     alike: dict[int, list[int]] = {}
     for at, (_, rows) in enumerate(found):
@@ -139,7 +154,7 @@ def learn(pasts: Sequence[tuple[Series, int]], grid: Grid) -> list[Baseline]:
 
 
 def _learn(pasts: Sequence[tuple[Series, int, int, FloatArray]], length: int, grid: Grid) -> list[Baseline]:
-    """Return the baselines of (unit, step, first block, sums of blocks) that have no more than so many blocks."""
+    """Return the baselines of (unit, step, first step, sums of blocks) that have no more than so many blocks."""
     rows = np.zeros((len(pasts), length, len(Sum)))
     for mine, (_, _, _, known) in zip(rows, pasts, strict=True):
         mine[length - len(known) :] = known
@@ -175,8 +190,8 @@ def _learn(pasts: Sequence[tuple[Series, int, int, FloatArray]], length: int, gr
     per_step_now = np.maximum(per_step, hour[:, Sum.RECORDS] / np.maximum(hour[:, Sum.STEPS], BLOCK_STEPS))
     clumps = _clumps(rows, decay)
     out = []
-    for at, (series, until, first_block, known) in enumerate(pasts):
-        age = (until - series.first) / STEPS_PER_WINDOW
+    for at, (_, until, since, known) in enumerate(pasts):
+        age = (until - since) / STEPS_PER_WINDOW
         mine = numbers[at].copy()
         rates = mine.tolist()
         out.append(
@@ -190,7 +205,7 @@ def _learn(pasts: Sequence[tuple[Series, int, int, FloatArray]], length: int, gr
                 per_step_now=float(per_step_now[at]),
                 errors=Rate(*rates[Number.ERRORS : Number.WARNINGS]),
                 warnings=Rate(*rates[Number.WARNINGS : Number.LATENCY]),
-                first_block=first_block,
+                first_block=since // BLOCK_STEPS,
                 decay=decay[length - len(known) :],
                 numbers=mine,
             )

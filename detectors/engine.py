@@ -38,7 +38,7 @@ from detectors.base import (
     Pin,
     TemplateCount,
 )
-from detectors.baseline import Baseline, Number, hold, learn, pins
+from detectors.baseline import Baseline, Number, hold, learn, oldest, pins
 from detectors.calibrate import Budgets
 from detectors.forest import Forest
 from detectors.incidents import HOLD_WINDOWS, REJOIN_WINDOWS, Change, Facts, Incidents
@@ -58,6 +58,7 @@ from detectors.signals import (
     evaluate,
     fleet_level,
     habits,
+    habits_from,
     is_quiet,
     is_remembered,
     liveliness,
@@ -69,7 +70,7 @@ from detectors.signals import (
     silence,
 )
 from detectors.templates import Merging
-from detectors.windows import BoolArray, FloatArray, Row, Series, is_odd
+from detectors.windows import BoolArray, FloatArray, Row, Series, Table, is_odd
 
 _COMMON_UNITS = 3
 _FLEET_STOPS = 0.3
@@ -164,6 +165,30 @@ class _Unit:
             del self.bases[min(alike)]
         self.bases[base.until] = base
 
+    def forget(self, before: int, grid: Grid) -> bool:
+        """Forget what came before a step, but for when templates came last; return whether that changed.
+
+        What was learned and says nothing of what is forgotten holds: the baselines of the hour at hand, mostly.
+        """
+        self.calm.clear()
+        self.lively.clear()
+        self.patience = self.pauses = None
+        is_changed, told = _forget_templates(self.series.templates, before, grid)
+        for table in self.series.groups.values():
+            table.trim(before)
+            table.forgotten.clear()
+        self.series.trim(before)
+        self.bases = {until: base for until, base in self.bases.items() if oldest(until, grid) >= before}
+        for base in self.bases.values():
+            # How a customer's errors come also depends on when it came first, which is known no longer.
+            kept = {at: past for at, past in base.pasts.items() if told and at[0] == id(self.series.templates)}
+            base.pasts.clear()
+            base.pasts.update(kept)
+        habit = self.habit
+        if habit and (habit.low not in self.bases or self.series.first > habits_from(habit.low, grid)):
+            self.habit = None
+        return is_changed
+
     def begin_anew(self, step: int) -> None:
         """Let nothing before a step teach anything any more."""
         if step > self.series.first:
@@ -183,6 +208,20 @@ class _Unit:
             self.patience = None
         if self.pauses is not None and step < self.pauses[0]:
             self.pauses = None
+
+
+def _forget_templates(table: Table, before: int, grid: Grid) -> tuple[bool, bool]:
+    """Forget templates before a step but for when they came last; return whether that changed, and as ``Table.trim``.
+
+    What comes once a week or less is not new each time.
+    """
+    known = dict(table.forgotten)
+    told = table.trim(before)
+    since = before - grid.day_steps(_REMEMBER_DAYS) + HORIZON_US // grid.step_us
+    # Of a unit that keeps making new ones, the newest do: it is not surprised by one more.
+    newest = sorted(table.forgotten.items(), key=lambda item: (-item[1], item[0]))[:_REMEMBERED]
+    table.forgotten = {id: step for id, step in newest if step >= since}
+    return table.forgotten != known, told
 
 
 def _know(pasts: Iterable[tuple[_Unit, int]], grid: Grid) -> None:
@@ -589,39 +628,19 @@ class Judge:
         fresh = [unit for unit in self._units.values() if unit.pin is None and unit.series.first <= known]
         for unit, held in zip(fresh, pins([(unit.series, today) for unit in fresh]), strict=True):
             unit.pin, self._has_pinned = held, True
+            for base in unit.bases.values():
+                hold(held, base)
         for name, unit in list(self._units.items()):
             for step in [step for step in unit.marks if step < before]:
                 self._set_mark(unit, step, None)
-            unit.bases.clear()
-            unit.calm.clear()
-            unit.lively.clear()
-            unit.habit = unit.patience = unit.pauses = None
-            if self._forget(unit, before):
-                self._is_changed = True
-            for table in unit.series.groups.values():
-                table.trim(before)
-                table.forgotten.clear()
-            if unit.series.trim(before):
+            self._is_changed |= unit.forget(before, self.grid)
+            if unit.series.last < before:
                 del self._units[name]
                 self._has_learned |= self._learning.pop(name, None) is not None
                 self._has_pinned |= unit.pin is not None
                 self._is_changed = True
         tables = [unit.series.templates for unit in self._units.values()]
         self._templates.keep({id for table in tables for ids in (table.first, table.forgotten) for id in ids})
-
-    def _forget(self, unit: _Unit, before: int) -> bool:
-        """Forget a unit's templates before a step but for when they came last; return whether that changed.
-
-        What comes once a week or less is not new each time.
-        """
-        table = unit.series.templates
-        known = dict(table.forgotten)
-        table.trim(before)
-        oldest = before - self.grid.day_steps(_REMEMBER_DAYS) + HORIZON_US // self.grid.step_us
-        # Of a unit that keeps making new ones, the newest do: it is not surprised by one more.
-        newest = sorted(table.forgotten.items(), key=lambda item: (-item[1], item[0]))[:_REMEMBERED]
-        table.forgotten = {id: step for id, step in newest if step >= oldest}
-        return table.forgotten != known
 
     def _set_mark(self, unit: _Unit, step: int, mark: _Mark | None) -> None:
         old = unit.marks.pop(step, None)

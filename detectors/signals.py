@@ -664,6 +664,11 @@ def habits(
     return [Habit(low, one) for one in values]
 
 
+def habits_from(low: int, grid: Grid) -> int:
+    """Return the first step that the habits of windows from ``low`` on rest on."""
+    return low + 1 - _SILENCE_SPAN - _SILENCE_DAYS * grid.day_steps()
+
+
 def may_be_silent(watched: Sequence[Watched], known: Sequence[Habit], low: int, width: int) -> BoolArray:
     """Return where ``lulls`` may find a unit quiet, never too seldom; shape (units, windows).
 

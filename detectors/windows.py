@@ -238,11 +238,11 @@ class Table:
         newcomers = share * math.fsum(counts)
         return Past(counts, max(clump, 1.0), newcomers)
 
-    def trim(self, before: int) -> None:
-        """Forget everything before the step ``before``."""
+    def trim(self, before: int) -> bool:
+        """Forget everything before the step ``before``; return whether ``Past`` of what is left still tells the keys."""
         left = {self._numbers[key]: key for key, step in self.first.items() if step < before}
         if not left:
-            return
+            return True
         edge = before // BLOCK_STEPS
         blocks = sorted(self._blocks)
         # Most keys come again soon, so their first step is found in the first blocks that are left.
@@ -264,7 +264,8 @@ class Table:
         kept = list(self._entries(before, (edge + 1) * BLOCK_STEPS))
         for block in blocks[: bisect_left(blocks, edge + 1)]:
             del self._blocks[block]
-        if 2 * len(self.first) < len(self._names):
+        is_renumbered = 2 * len(self.first) < len(self._names)
+        if is_renumbered:
             # Numbers of what is gone are given out anew.
             kept += self._entries((edge + 1) * BLOCK_STEPS, (blocks[-1] + 1) * BLOCK_STEPS)
             self._blocks, self._numbers = {}, {}
@@ -273,6 +274,7 @@ class Table:
             names = self._names
         for number, step, n in kept:
             self.add(names[number], step, n)
+        return not is_renumbered
 
 
 def is_odd(odd: Odd, step: int) -> bool:
@@ -453,6 +455,16 @@ class Series:
                 found += [int(busy[-1]) + self.base] if busy.size else []
         return max(found)
 
+    def first_from(self, step: int, until: int) -> int:
+        """Return the first step from ``step`` on with a record, ``until`` if there is none."""
+        if self.first >= step:
+            return self.first
+        found = until
+        for values in (self._rows[Row.RECORDS], self._rows[Row.ALL]):
+            if values is not None and (busy := values[step - self.base :] > 0).any():
+                found = min(found, step + int(busy.argmax()))
+        return found
+
     def odd_part(self, start: int, end: int) -> BoolArray:
         """Return which steps of ``[start, end)`` are odd."""
         out = np.zeros(end - start, np.bool_)
@@ -505,63 +517,80 @@ class Series:
         return False
 
 
-def clean_sums(pasts: Sequence[tuple[Series, int]]) -> list[tuple[int, FloatArray]]:
-    """Return of each unit (first block, sums) of the past before a step: one row per block, the last may be partial.
+class _Run(NamedTuple):
+    """Columns ``[low, high)`` of a unit; those before the step ``first`` are no history."""
 
-    The steps are edges of windows.
+    series: Series
+    low: int
+    high: int
+    first: int
+
+
+def clean_sums(pasts: Sequence[tuple[Series, int, int]]) -> list[tuple[int, FloatArray]]:
+    """Return (first step, sums) of the past of each unit: one row per block, the first and the last may be partial.
+
+    ``pasts`` are (unit, from, until). Until is the edge of a window, and from, the edge of a block: what lies before
+    it shows in nothing, so that it does not matter whether it is still known.
     """
-    runs: list[tuple[Series, int, int]] = []  # columns to be summed anew
-    for series, until in pasts:
+    runs: list[_Run] = []  # to be summed anew
+    for series, _, until in pasts:
         # Through the step itself, whatever there happens to be room for: hours without records are history too.
         series.cover(until - 1)
         dirty = sorted(series.dirty)
         while dirty:
             # Blocks in a row at once: after a start, all of them.
             end = next((i for i in range(1, len(dirty)) if dirty[i] != dirty[0] + i), len(dirty))
-            runs.append((series, dirty[0] * BLOCK_STEPS, (dirty[0] + end) * BLOCK_STEPS))
+            runs.append(_Run(series, dirty[0] * BLOCK_STEPS, (dirty[0] + end) * BLOCK_STEPS, series.first))
             del dirty[:end]
         series.dirty.clear()
-    for (series, low, high), sums in zip(runs, _sums(runs, BLOCK_STEPS), strict=True):
+    for (series, low, high, _), sums in zip(runs, _sums(runs, BLOCK_STEPS), strict=True):
         series.blocks[low // BLOCK_STEPS : high // BLOCK_STEPS] = sums
-    out = []
-    for series, until in pasts:
+    out: list[tuple[int, FloatArray]] = []
+    begun: list[tuple[int, _Run]] = []  # whose first block is but in part history
+    for at, (series, oldest, until) in enumerate(pasts):
         # Nothing before the first record is history.
-        first = (series.first - series.base) // BLOCK_STEPS
+        start = series.first_from(oldest, until)
+        first = (start - series.base) // BLOCK_STEPS
         whole = min(max((until - series.base) // BLOCK_STEPS, first), len(series.blocks))
         rows = series.blocks[first:whole]
         low, high = whole * BLOCK_STEPS, min(until, series.end) - series.base
         if high > low:
-            rows = np.vstack([rows, *_sums_together([(series, low, high)], high - low)])
-        out.append((series.base // BLOCK_STEPS + first, rows))
+            rows = np.vstack([rows, *_sums_together([_Run(series, low, high, start)], high - low)])
+        if start > series.first and start % BLOCK_STEPS and first < whole:
+            rows = rows.copy()
+            begun.append((at, _Run(series, first * BLOCK_STEPS, (first + 1) * BLOCK_STEPS, start)))
+        out.append((start, rows))
+    for (at, _), sums in zip(begun, _sums([run for _, run in begun], BLOCK_STEPS), strict=True):
+        out[at][1][0] = sums[0]
     return out
 
 
-def _sums(runs: Sequence[tuple[Series, int, int]], width: int) -> Iterator[FloatArray]:
-    """Yield the sums over columns ``[low, high)`` of units, a row for each ``width`` of them: a block, or windows of one."""
-    some: list[tuple[Series, int, int]] = []
+def _sums(runs: Sequence[_Run], width: int) -> Iterator[FloatArray]:
+    """Yield the sums over columns of units, a row for each ``width`` of them: a block, or windows of one."""
+    some: list[_Run] = []
     steps = 0
     for run in runs:
         some.append(run)
-        steps += run[2] - run[1]
+        steps += run.high - run.low
         if steps >= _SUMMED_STEPS:
             yield from _sums_together(some, width)
             some, steps = [], 0
     yield from _sums_together(some, width)
 
 
-def _sums_together(runs: Sequence[tuple[Series, int, int]], width: int) -> list[FloatArray]:
-    ends = list(itertools.accumulate(high - low for _, low, high in runs))
+def _sums_together(runs: Sequence[_Run], width: int) -> list[FloatArray]:
+    ends = list(itertools.accumulate(run.high - run.low for run in runs))
     if not ends:
         return []
     counts = np.zeros((Row.ALL, ends[-1]), np.int64)
     is_clean = np.ones(ends[-1], np.bool_)
-    for (series, low, high), end in zip(runs, ends, strict=True):
-        start, before = end - (high - low), series.first - series.base
+    for (series, low, high, first), end in zip(runs, ends, strict=True):
+        start, before = end - (high - low), first - series.base
         series.copy_part(series.base + low, series.base + high, counts[:, start:end])
         if series.odd:
             is_clean[start:end] = ~series.odd_part(series.base + low, series.base + high)
         if low < before:
-            is_clean[start : start + before - low] = False
+            is_clean[start : min(start + before - low, end)] = False
     counts *= is_clean
     # Slices of every fifth step: numpy adds up whole arrays far faster than five numbers at a time.
     windows: FloatArray = np.sum(

@@ -46,8 +46,10 @@ def test_sums_after_a_trim_are_those_of_a_start_anew() -> None:
         trimmed.add(count, step)
         if step >= before:
             fresh.add(count, step)
-    clean_sums([(trimmed, _END)])
+    clean_sums([(trimmed, 0, _END)])
+    [(ahead_first, ahead_rows)] = clean_sums([(trimmed, before, _END)])
     trimmed.trim(before)
-    [(block, rows)], [(fresh_block, fresh_rows)] = clean_sums([(trimmed, _END)]), clean_sums([(fresh, _END)])
-    assert block == fresh_block
+    [(start, rows)], [(fresh_start, fresh_rows)] = clean_sums([(trimmed, 0, _END)]), clean_sums([(fresh, 0, _END)])
+    assert start == ahead_first == fresh_start
     assert rows.tolist() == fresh_rows.tolist()
+    assert ahead_rows.tolist() == fresh_rows.tolist(), "what is about to be forgotten shows in nothing"
