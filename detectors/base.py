@@ -36,7 +36,7 @@ CUTS = {
     "template": 6.0,
     "warnings": 6.0,
     "latency": 6.0,
-    "silence": 5.6,
+    "silence": 5.0,
     "customer": 6.0,
     "trend": 4.5,
 }

@@ -46,7 +46,7 @@ from detectors.signals import (
     CUT,
     LOOK_BACK,
     MAX_WINDOWS,
-    SILENCE_WINDOWS,
+    SILENCE_STEPS,
     TREND_WINDOWS,
     Evaluation,
     Habit,
@@ -968,7 +968,7 @@ class Judge:
         overdue = {name: late for name in low if (late := self._overdue(watched[name], self._units[name], step))}
         may: BoolArray = np.any(is_quiet(seen), axis=1)
         past = {name: self._pauses(self._units[name], step) for place, name in enumerate(low) if may[place]}
-        alone = np.ones(len(SILENCE_WINDOWS))
+        alone = np.ones(len(SILENCE_STEPS))
         suspects = [
             name
             for place, name in enumerate(low)
@@ -998,7 +998,7 @@ class Judge:
             s, scale = silence(seen, place, level, past.get(name))
             strength = s / float(self.budgets.cuts(name)[_SILENCE])
             unit = self._units[name]
-            length = SILENCE_WINDOWS[scale] * STEPS_PER_WINDOW
+            length = SILENCE_STEPS[scale]
             came, due = float(seen.k[place, scale]), float(seen.expected[place, scale])
             if strength < 1 and name in overdue and level[-1] >= _LIVELY:
                 length, due = overdue[name]

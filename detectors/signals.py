@@ -12,7 +12,8 @@ template   2, 6, 12        at least 5; 3 if never seen and the unit is known for
 warnings   2, 6, 12        at least 8; over 24, 48, 96 as trend
 latency    2, 6, 12        at least 5 durations, longer by half, or as many of them by far; 10, a quarter as long;
                            at least 10 runs that should have ended, nearly none of which has
-silence    2 to 24         at least 10 expected, nearly none seen, and the unit was live
+silence    2 to 24, by     at least 10 expected, nearly none seen, and the unit was live
+           the step
 customer   6, 12           at least 5 errors of one customer or host, of more than five known
 trend      24, 48, 96      at least 8 and twice as many errors as half a day ago
 ========== =============== =========================================================================
@@ -38,7 +39,9 @@ from detectors.windows import DAY_BLOCKS, BoolArray, FloatArray, IntArray, Row, 
 
 ERROR_WINDOWS = (1, 2, 3, 6, 12)
 LONG_WINDOWS = (2, 6, 12)
-SILENCE_WINDOWS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 24)
+SILENCE_WINDOWS = (2, 3, 4, 6, 8, 12, 18, 24)
+SILENCE_STEPS = tuple(range(SILENCE_WINDOWS[0] * STEPS_PER_WINDOW, SILENCE_WINDOWS[-1] * STEPS_PER_WINDOW + 1))
+"""Silence is judged over every length up to the longest scale, batches that are due over the scales."""
 CUSTOMER_WINDOWS = (6, 12)
 TREND_WINDOWS = (24, 48, 96)
 NEW_WINDOWS = (24, 48)
@@ -80,12 +83,21 @@ _PAUSE_STEPS = 7 * 1440
 """So many steps tell how a unit pauses, however short they are."""
 _PAUSE_ABOUT = 3 * BLOCK_STEPS // 2
 _PAUSES_LEAST, _PAUSES_MOST = 20, 100
-_LONGER = 1.25
+_STRAYS = (0, 1, 2, 3, 5, 8)
+"""So many steps of a pause may have records."""
+_LONGER = 1.1
 """A pause is odd if it is so many times longer than any before it."""
 _MIN_SCHEDULED = 20
 _REGULAR_FEW, _REGULAR_MANY = 4, 20
 _LATE_STEPS = 3 * STEPS_PER_WINDOW
 """A batch may come so much later than it ever did."""
+_USUAL_ABOUT = (STEPS_PER_WINDOW // 2, 2 * STEPS_PER_WINDOW, 6 * STEPS_PER_WINDOW, 15 * STEPS_PER_WINDOW)
+"""Steps on either side by which what is usual is told."""
+_ALIKE = 2.0
+"""Rates that differ by no more deviations of what chance makes are the same."""
+_QUARTER = 3 * STEPS_PER_WINDOW
+_LEVEL_STEPS = 36 * STEPS_PER_WINDOW
+_LEVEL_PRIOR = 5.0
 _RETURN_STEPS = 15 * STEPS_PER_WINDOW
 """What was called silent and came within so many was only late."""
 
@@ -550,12 +562,13 @@ def _trends(out: Evaluation, channel: int, at: IntArray, numbers: FloatArray, wh
 
 
 class Lull(NamedTuple):
-    """What was seen and expected over each silence scale, in records; expected is 0 where it cannot be said.
+    """What was seen and expected over each of ``SILENCE_STEPS``, in records; expected is 0 where it cannot be said.
 
     ``rests_on`` is how many records it is expected by, ``usual`` what would have come had the level
     before gone on; by it the fleet is measured. ``clump`` says how many come together. ``begins``
     says that a batch is expected, which begins from nothing. ``before`` is what came before, in as long a time.
-    All have the shape (units, scales).
+    ``strays`` is in how many steps something came.
+    All have the shape (units, lengths).
     """
 
     k: FloatArray
@@ -565,35 +578,42 @@ class Lull(NamedTuple):
     clump: FloatArray
     begins: BoolArray
     before: FloatArray
+    strays: IntArray
 
 
 class Pauses(NamedTuple):
     """How a unit pauses when nothing is wrong, in records that the hours about a pause would have brought in it.
 
     Beyond ``least`` a pause of ``x`` is as likely as ``exp(-often - (x - least) / excess)``: an exponential tail,
-    of the longest ``among``. ``longest`` is the longest of all.
+    of the longest ``among``. ``longest`` is the longest of all. Each is an array over ``_STRAYS``, the steps with
+    records that may lie within a pause.
     """
 
-    longest: float
-    least: float
-    excess: float
-    often: float
-    among: int
+    longest: FloatArray
+    least: FloatArray
+    excess: FloatArray
+    often: FloatArray
+    among: FloatArray
 
 
 class Habit(NamedTuple):
-    """What past days say about each window from ``low`` on; ``values`` has the shape (_Habit, scales, windows)."""
+    """What past days say about the windows from ``low`` on.
+
+    ``by_step`` has the shape (_Habit, steps), from as far back as silence looks before the window at ``low``;
+    ``least``, of shape (scales, windows), what a batch that is late brought at least on past days like this
+    one, 0 without a rule.
+    """
 
     low: int
-    values: npt.NDArray[np.float32]
+    by_step: npt.NDArray[np.float32]
+    least: npt.NDArray[np.float32]
 
 
 class _Habit(IntEnum):
-    USUAL = 0  # records in the window, as of past days
-    BEFORE = 1  # and in one as long before it
-    SEEN = 2  # records that this rests on
-    IS_USABLE = 3
-    LEAST = 4  # of past days like this one, of a batch that is late; 0 without a rule
+    USUAL = 0  # records, as of past days about this time
+    EXACT = 1  # and in this very step
+    SEEN = 2  # records that ``USUAL`` rests on
+    DAYS = 3  # that say something about this step
 
 
 class Watched(NamedTuple):
@@ -607,88 +627,138 @@ class Watched(NamedTuple):
 def habits(
     watched: Sequence[tuple[Series, Baseline]], low: int, width: int, grid: Grid, blind: Sequence[tuple[int, int]]
 ) -> list[Habit]:
-    """Return the habits of units for ``width`` windows, from past days only, so that they hold as long as those do."""
+    """Return the habits of units for ``width`` windows, from past days only, so that they hold as long as those do.
+
+    How much is usual rests on as much time about a step as has the same rate, by what chance makes of it.
+    Source: Lepski's choice of a bandwidth.
+    """
     size, day = len(watched), grid.day_steps()
-    span = _SILENCE_SPAN
-    lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)
+    span, about = _SILENCE_SPAN, _USUAL_ABOUT[-1]
     days = np.arange(1, _SILENCE_DAYS + 1)
-    starts = [low + 1 - span - j * day for j in days.tolist()]
-    n = np.zeros((size, _SILENCE_DAYS, span + width - 1 + _RETURN_STEPS))
+    starts = [low + 1 - span - about - j * day for j in days.tolist()]
+    n = np.zeros((size, _SILENCE_DAYS, about + span + width - 1 + about))
     odd = np.zeros(n.shape, np.bool_)
+    known = np.zeros(n.shape, np.bool_)
     for index, (series, _) in enumerate(watched):
         for row, start in enumerate(starts):
             if start + n.shape[2] <= series.first:
                 break
             series.copy_records(start, start + n.shape[2], n[index, row], odd[index, row])
+            known[index, row, max(series.first - start, 0) : max(low - start, 0)] = True
     for begin, end in blind:
         for row, start in enumerate(starts):
             odd[:, row, max(begin - start, 0) : max(end - start, 0)] = True
+    clean = known & ~odd
+    # With no clean day the others say more than none: nothing is missed that never came, even if that was called odd.
+    usable = np.where(clean.any(axis=1, keepdims=True), clean, known)
+    weights = 0.8 ** (days - 1)[:, None] * usable
+    least = _least(n[:, :, about:], odd[:, :, about:], known[:, :, about:], low, width, grid)
+    n = _tamed(n, usable)
+    by_step = np.zeros((len(_Habit), size, n.shape[2]))
+    weighted, weight = (weights * n).sum(axis=1), weights.sum(axis=1)
+    by_step[_Habit.EXACT] = weighted / np.maximum(weight, 1e-9)
+    by_step[_Habit.DAYS] = usable.sum(axis=1)
+    sums = _cumulated(np.stack([weighted, weight, (weights**2).sum(axis=1), (usable * n).sum(axis=1)]))
+    clump = np.array([base.clump for _, base in watched])[:, None]
+    usual, rests_on = by_step[_Habit.EXACT], np.zeros((size, n.shape[2]))
+    is_steady = np.ones(usual.shape, np.bool_)
+    at = np.arange(n.shape[2])
+    finer: list[tuple[FloatArray, FloatArray]] = []
+    for half in _USUAL_ABOUT:
+        since, through = np.maximum(at - half, 0), np.minimum(at + half + 1, len(at))
+        events, weight, squares, seen = sums[..., through] - sums[..., since]
+        rate = events / np.maximum(weight, 1e-9)
+        for fine, noise in finer:
+            is_steady &= (fine - rate) ** 2 <= _ALIKE**2 * clump * rate * noise
+        if finer:
+            usual = np.where(is_steady, rate, usual)
+            rests_on = np.where(is_steady, seen, rests_on)
+        finer.append((rate, squares / np.maximum(weight, 1e-9) ** 2))
+    by_step[_Habit.USUAL], by_step[_Habit.SEEN] = usual, rests_on
+    inner = by_step[:, :, about : about + span + width - 1].astype(np.float32)
+    return [Habit(low, inner[:, index], least[index]) for index in range(size)]
+
+
+def _tamed(n: FloatArray, usable: BoolArray) -> FloatArray:
+    """Return the records of days with what was far more than on most days taken down to twice as much.
+
+    By the hour about each quarter, for that is long enough to tell; a load that came once is not usual.
+    Shape (units, days, steps).
+    """
+    size, days, width = n.shape
+    quarters = -(-width // _QUARTER)
+    sums = np.zeros((2, size, days, quarters + 3))
+    for total, values in zip(sums, (n * usable, usable), strict=True):
+        starts = np.arange(0, width, _QUARTER)
+        total[..., 2:-1] = np.add.reduceat(values, starts, axis=-1, dtype=np.float64)
+    events, steps = sums[..., :-3] + sums[..., 1:-2] + sums[..., 2:-1] + sums[..., 3:]
+    rate = events / np.maximum(steps, 1)
+    ranked = np.sort(np.where(steps > 0, rate, np.inf), axis=1)
+    middle = np.take_along_axis(ranked, np.maximum((steps > 0).sum(axis=1, keepdims=True) - 1, 0) // 2, axis=1)
+    most = np.where(np.isfinite(middle), 2 * middle + 1 / _QUARTER, np.inf)
+    share = np.repeat(np.minimum(1.0, most / np.maximum(rate, 1e-9)), _QUARTER, axis=2)
+    tamed: FloatArray = n * share[..., :width]
+    return tamed
+
+
+def _least(
+    n: FloatArray, odd: BoolArray, known: BoolArray, low: int, width: int, grid: Grid
+) -> npt.NDArray[np.float32]:
+    """Return what a batch brought at least on past days like this one, even if it came late; shape (units, scales, windows).
+
+    The arrays are of the steps of past days, shape (units, days, steps).
+    """
+    span = _SILENCE_SPAN
+    lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)
     # From here on the last axes are (scale, window): a tail of the scale's length, and twice as long before that.
     ends = span + np.arange(width)
     tails, befores = ends - lengths[:, None], ends - 3 * lengths[:, None]
-    first = np.array([series.first for series, _ in watched])
-    known = np.array(starts)[:, None, None] + tails >= first[:, None, None, None]
     total, odd_total = _cumulated(n), _cumulated(odd)
     tail = total[:, :, None, ends] - total[:, :, tails]
-    before = total[:, :, tails] - total[:, :, befores]
-    clean = known & (odd_total[:, :, None, ends] == odd_total[:, :, befores])
+    is_known = known[:, :, tails]
+    clean = is_known & (odd_total[:, :, None, ends] == odd_total[:, :, befores])
     # Nor was it missed if it came an hour later: after clocks were changed it does so on every day.
-    late = known & ~clean & (total[:, :, None, ends + _RETURN_STEPS] - total[:, :, None, ends] >= _MIN_SCHEDULED)
+    late = is_known & ~clean & (total[:, :, None, ends + _RETURN_STEPS] - total[:, :, None, ends] >= _MIN_SCHEDULED)
     clean |= late
-    # With no clean day the others say more than none: nothing is missed that never came, even if that was called odd.
-    usable = np.where(clean.any(axis=1, keepdims=True), clean, known)
-    weights = 0.8 ** (days - 1)[:, None, None] * usable
-    weight = np.maximum(weights.sum(axis=1), 1e-9)
-    is_usable = usable.any(axis=1)
-    flat = np.array([base.per_step for _, base in watched])[:, None, None] * lengths[:, None]
-    values = np.zeros((size, len(_Habit), len(SILENCE_WINDOWS), width), np.float32)
-    usual, usual_before = (weights * tail).sum(axis=1) / weight, (weights * before).sum(axis=1) / weight / 2
-    # Where a window and the two before it differ by no more than chance makes, all three tell its rate.
-    clump = np.array([base.clump for _, base in watched])[:, None, None]
-    noise = clump * (usual + usual_before / 2) * (weights**2).sum(axis=1) / weight**2
-    is_flat = (usual - usual_before) ** 2 <= 2 * noise
-    usual = np.where(is_flat, (usual + 2 * usual_before) / 3, usual)
-    values[:, _Habit.USUAL] = np.where(is_usable, usual, flat)
-    values[:, _Habit.BEFORE] = np.where(is_usable, usual_before, flat)
-    values[:, _Habit.SEEN] = ((tail + before * is_flat[:, None]) * usable).sum(axis=1)
-    values[:, _Habit.IS_USABLE] = is_usable
+    usable = np.where(clean.any(axis=1, keepdims=True), clean, is_known)
     steps = low + np.arange(width)
-    is_weekend = _is_weekend(steps - np.arange(_SILENCE_DAYS + 1)[:, None] * day, grid)
+    is_weekend = _is_weekend(steps - np.arange(_SILENCE_DAYS + 1)[:, None] * grid.day_steps(), grid)
     same = (is_weekend[1:] == is_weekend[0])[:, None]
     # One weekend day says little: what is expected on another has come on working days as well.
     alike = usable & (same | is_weekend[0] | late)
     earlier = total[:, :, None, ends - _LATE_STEPS] - total[:, :, tails - _LATE_STEPS]
     least = np.where(alike, np.minimum(tail, earlier), np.inf).min(axis=1)
     is_regular = (alike.sum(axis=1) >= 3) & (usable & same).any(axis=1) & (least >= _MIN_SCHEDULED)
-    values[:, _Habit.LEAST] = np.where(is_regular, least, 0.0)
-    return [Habit(low, one) for one in values]
+    return np.where(is_regular, least, 0.0).astype(np.float32)
 
 
 def habits_from(low: int, grid: Grid) -> int:
     """Return the first step that the habits of windows from ``low`` on rest on."""
-    return low + 1 - _SILENCE_SPAN - _SILENCE_DAYS * grid.day_steps()
+    return low + 1 - _SILENCE_SPAN - _USUAL_ABOUT[-1] - _SILENCE_DAYS * grid.day_steps()
 
 
 def may_be_silent(watched: Sequence[Watched], known: Sequence[Habit], low: int, width: int) -> BoolArray:
     """Return where ``lulls`` may find a unit quiet, never too seldom; shape (units, windows).
 
-    For many windows at once: ``known`` are the habits of the block that the windows lie in.
+    For many windows at once: ``known`` are the habits of the block that the windows lie in. Of all lengths
+    between two scales the longer says how much may be expected, the shorter how little must have come.
     """
     n = np.zeros((len(watched), _SILENCE_SPAN + width - 1))
-    below = np.zeros(n.shape)
+    below, usual = np.zeros(n.shape), np.zeros(n.shape)
     odd = np.zeros(n.shape[1], np.bool_)
-    for index, (series, _, _) in enumerate(watched):
+    for index, ((series, _, _), habit) in enumerate(zip(watched, known, strict=True)):
         series.copy_records(low + 1 - _SILENCE_SPAN, low + width, n[index], odd, below[index])
-    lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)[:, None]
+        there = slice(low - habit.low, low - habit.low + n.shape[1])
+        usual[index] = habit.by_step[[_Habit.USUAL, _Habit.EXACT], there].max(axis=0)
+    scales = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)[:, None]
+    longer = np.concatenate([scales[1:], scales[-1:]])
     ends = _SILENCE_SPAN + np.arange(width)
-    total, total_below = _cumulated(n), _cumulated(below)
-    tail = total[:, None, ends] - total[:, ends - lengths]
-    tail += total_below[:, None, ends] - total_below[:, ends - lengths]
-    before = total[:, ends - lengths] - total[:, ends - 3 * lengths]
-    values = np.array([habit.values[:, :, low - habit.low :][:, :, :width] for habit in known]).swapaxes(0, 1)
-    usual, least = values[_Habit.USUAL].astype(np.float64), values[_Habit.LEAST]
-    by_level = before * (before >= _MIN_LEVEL)
-    most = np.where(values[_Habit.IS_USABLE] > 0, np.maximum(1.25 * usual, least), by_level)
+    total, total_all, total_usual = _cumulated(n), _cumulated(n + below), _cumulated(usual)
+    tail = total_all[:, None, ends] - total_all[:, ends - scales]
+    before = total[:, ends - scales] - total[:, ends - 3 * longer]
+    by_days = 1.25 * (total_usual[:, None, ends] - total_usual[:, ends - longer])
+    least = np.array([habit.least[:, low - habit.low :][:, :width] for habit in known])
+    most = np.maximum(np.maximum(by_days, before * (before >= _MIN_LEVEL)), least)
     clump = np.array([unit.base.clump for unit in watched])[:, None, None]
     may: BoolArray = np.any((most >= _MIN_EXPECTED) & (tail < 0.13 * most + 0.6 * clump), axis=1)
     return may
@@ -707,46 +777,74 @@ def lulls(
     guard = grid.grace_us // grid.step_us + 1
     span = _SILENCE_SPAN
     start = step + 1 - span
-    counts = np.zeros((4, len(watched), span))
-    n, below, clean, is_odd = counts
+    counts = np.zeros((12, len(watched), span))
+    n, below, clean, is_odd, usual, usual_clean, exact, seen, days, unknown, is_busy, compared = counts
     odd = np.zeros(n.shape, np.bool_)
-    for index, (series, _, _) in enumerate(watched):
+    least = np.zeros((len(watched), len(SILENCE_STEPS)))
+    at_scales = [SILENCE_STEPS.index(scale * STEPS_PER_WINDOW) for scale in SILENCE_WINDOWS]
+    for index, ((series, _, _), habit) in enumerate(zip(watched, known, strict=True)):
         series.copy_records(start, step + 1, n[index], odd[index], below[index])
+        there = slice(step - habit.low, step - habit.low + span)
+        usual[index], exact[index], seen[index], days[index] = habit.by_step[:, there]
+        unknown[index] = days[index] == 0
+        least[index, at_scales] = habit.least[:, step - habit.low]
     live_since = np.array([unit.live_since for unit in watched])
     for begin, end in blind:
         odd[:, max(begin - start, 0) : max(end - start, 0)] = True
         live_since = np.maximum(live_since, end)  # nobody was live meanwhile
     clump = np.array([unit.base.clump for unit in watched])[:, None]
-    lengths = STEPS_PER_WINDOW * np.array(SILENCE_WINDOWS)
-    tails, befores = span - lengths, span - 3 * lengths
+    lengths = np.array(SILENCE_STEPS)
+    # Where each length begins, as much twice before it, and the hours before it.
+    tails, befores, longs = _before(span, 1), _before(span, 3), _before(span - _LEVEL_STEPS, 1)
+    days *= exact
     # What is already silent must not lower what is expected.
-    clean[:], is_odd[:] = n * ~odd, odd
+    clean[:], is_odd[:], usual_clean[:], is_busy[:] = n * ~odd, odd, usual * ~odd, n + below > 0
+    usual_clean *= 1 - unknown
+    compared[:] = clean * (1 - unknown)
     total = _cumulated(counts)
     at_tails = total[:, :, tails]
-    tail_of, before_of = total[:, :, -1:] - at_tails, at_tails - total[:, :, befores]
+    tail_of, before_of, long_of = (
+        total[:, :, -1:] - at_tails,
+        at_tails - total[:, :, befores],
+        at_tails - total[:, :, longs],
+    )
     # DEBUG switched on makes nothing expected, but what writes it is not silent.
     tail = tail_of[0] + tail_of[1]
-    before, _, clean_before, odd_before = before_of
-    values = np.array([habit.values[:, :, step - habit.low] for habit in known], np.float64).swapaxes(0, 1)
-    usual, usual_before, seen, least = (values[i] for i in (_Habit.USUAL, _Habit.BEFORE, _Habit.SEEN, _Habit.LEAST))
-    is_usable = values[_Habit.IS_USABLE] > 0
+    usual_of, exact_of, seen_of, came_of, is_usable = *tail_of[[4, 6, 7, 8]], tail_of[9] == 0
+    before, _, clean_before, odd_before, _, usual_before, exact_before = before_of[:7]
+    compared_before, compared_long, usual_long = before_of[11], long_of[11], long_of[5]
     # A level that is not much above nothing says little, and none is believed beyond twice the usual.
-    normal = usual * np.minimum((before / 2 + 5) / (usual_before + 5), 2.0)
+    level = (compared_long + _LEVEL_PRIOR) / (usual_long + _LEVEL_PRIOR)
+    # It holds if what came last agrees: a task may have less to do than hours ago.
+    lately = compared_before + 2 * np.sqrt(clump * (compared_before + clump))
+    level = np.minimum(level, (lately + _LEVEL_PRIOR) / (usual_before + _LEVEL_PRIOR))
     steps = 2 * lengths - odd_before
-    level = clean_before * lengths / np.maximum(steps, 1)
-    by_days = usual * np.minimum((level + 5) / (usual_before + 5), 1.2) * (level >= 0.5 * usual_before)
+    by_days = usual_of * np.minimum(level, 1.2)
     # What begins from nothing, such as a nightly batch, is expected as little as it ever was on such days;
     # its records come together, but day by day.
-    begins = is_usable & (usual_before < 0.1 * usual) & (before < 0.1 * usual)
+    begins = is_usable & (exact_before < 0.2 * exact_of) & (before < 0.1 * exact_of)
     by_days = np.where(begins, least, by_days)
     clump = np.where(begins, 1.0, clump)
     is_live = (live_since[:, None] <= step + 1 - 2 * lengths - guard) & (steps >= lengths)
     # What came for a few hours and was never seen to stop may be a batch that is over.
     is_steady = (step - np.array([unit.series.first for unit in watched]) >= grid.day_steps() // 2)[:, None]
-    by_level = _UNKNOWN_DAY * level * ((level >= _MIN_LEVEL) & is_steady)
+    by_itself = clean_before * lengths / np.maximum(steps, 1)
+    by_level = _UNKNOWN_DAY * by_itself * ((by_itself >= _MIN_LEVEL) & is_steady)
     expected = np.where(is_live, np.where(is_usable, by_days, by_level), 0.0)
-    seen = np.where(is_usable, seen, 2 * level)
-    return Lull(tail, expected, seen, normal, np.broadcast_to(clump, tail.shape), begins, before / 2)
+    flat = np.array([unit.base.per_step for unit in watched])[:, None] * lengths
+    normal = np.where(is_usable, usual_of * np.minimum(level, 2.0), flat)
+    # On as many as came on past days within it, or about each step of it; and on those of the level.
+    rests_on = np.maximum(np.where(begins, 0, seen_of / lengths), came_of)
+    rests_on = np.where(begins, rests_on, 1 / (1 / np.maximum(rests_on, 1e-9) + 1 / np.maximum(compared_long, 1e-9)))
+    rests_on = np.where(is_usable, rests_on, 2 * by_itself)
+    strays = tail_of[10].astype(np.int64)
+    return Lull(tail, expected, rests_on, normal, np.broadcast_to(clump, tail.shape), begins, before / 2, strays)
+
+
+def _before(place: int, times: int) -> slice:
+    """Return the places that lie each of ``SILENCE_STEPS`` so many times before another."""
+    first, last = place - times * SILENCE_STEPS[0], place - times * SILENCE_STEPS[-1]
+    return slice(first, last - 1 if last else None, -times)
 
 
 def _cumulated(values: npt.NDArray[Any]) -> FloatArray:
@@ -838,16 +936,19 @@ def pauses(series: Series, until: int, grid: Grid, blind: Sequence[tuple[int, in
     rate = (total[through] - total[since]) / np.maximum(steps[through] - steps[since], 1)
     passed = _cumulated(rate * clean)
     busy = np.flatnonzero(n + below)
-    first, last = busy[:-1] + 1, busy[1:]
-    is_pause = (last > first) & (steps[last] - steps[first] == last - first)
-    found = np.sort(passed[last[is_pause]] - passed[first[is_pause]])[::-1]
-    count = min(max(len(found) // 10, _PAUSES_LEAST), _PAUSES_MOST)
-    if len(found) <= count:
-        return None
-    least = float(found[count])
-    excess = max(float(found[:count].mean()) - least, 1.0)
-    often = math.log(max(float(passed[-1]) / (count * excess), 1.0))
-    return Pauses(float(found[0]), least, excess, often, count)
+    out = []
+    for strays in _STRAYS:
+        first, last = busy[: -1 - strays] + 1, busy[1 + strays :]
+        is_pause = (last > first + strays) & (steps[last] - steps[first] == last - first)
+        found = np.sort(passed[last[is_pause]] - passed[first[is_pause]])[::-1]
+        count = min(max(len(found) // 10, _PAUSES_LEAST), _PAUSES_MOST)
+        if len(found) <= count:
+            return None
+        least = float(found[count])
+        excess = max(float(found[:count].mean()) - least, 1.0)
+        often = math.log(max(float(passed[-1]) / (count * excess), 1.0))
+        out.append((float(found[0]), least, excess, often, count))
+    return Pauses(*np.array(out).T)
 
 
 def is_quiet(seen: Lull) -> BoolArray:
@@ -869,14 +970,16 @@ def silence(seen: Lull, unit: int, fleet: FloatArray, past: Pauses | None) -> tu
     # How much less a holiday makes one task do is known by others only, so but roughly.
     clumps, doubt = expected / clump, 0.01 + clump / (rests_on + 0.5) + 0.2 * (1 - fleet)
     if past is not None:
-        by_pauses = np.maximum(past.often + (expected - past.least) / past.excess, 0.0)
-        by_pauses *= expected > _LONGER * past.longest
-        clump = np.where(begins, clump, past.excess)
+        # What was in flight when it began, or a trickle, is told from by pauses that had as much in them.
+        order = np.searchsorted(_STRAYS, seen.strays[unit])
+        known = order < len(_STRAYS)
+        longest, least, excess, often, among = (values[np.minimum(order, len(_STRAYS) - 1)] for values in past)
+        by_pauses = np.maximum(often + (expected - least) / excess, 0.0)
+        by_pauses *= known & (expected > _LONGER * longest)
+        k = np.where(begins, k, 0.0)
         clumps = np.where(begins, clumps, by_pauses)
-        doubt += np.where(begins, 0.0, 1 / past.among)
-    # A pause has next to nothing in it: what was in flight when it began.
-    few = 0.12 if past is None else np.where(begins, 0.12, 0.05)
-    odd = (clumps >= _MIN_CLUMPS) & (k < few * expected + 0.5 * clump)
+        doubt += np.where(begins, 0.0, 1 / among)
+    odd = (clumps >= _MIN_CLUMPS) & (seen.k[unit] < 0.12 * expected + 0.5 * clump)
     if not odd.any():
         return 0.0, 0
     s = np.where(odd, lack(k / clump, np.maximum(clumps, 1e-9), doubt), 0.0)

@@ -9,14 +9,14 @@ import numpy as np
 from detectors.base import BLOCK_STEPS, Count
 from detectors.baseline import learn
 from detectors.explain import sentence
-from detectors.signals import habits, rest_steps
+from detectors.signals import Habit, habits, rest_steps
 from detectors.windows import Past, Series
 from tests.unit.detectors.traffic import HOUR_US, MINUTE_US, NOW_US, Event, grid, normal, opened, replay
 
 UNIT = "task:billing.charge"
 DAY, HOUR = 1440, 60
 MONDAY = 4 * DAY  # 1970 began on a Thursday
-_USUAL, _BEFORE, _SEEN, _IS_USABLE, _LEAST = 0, 1, 2, 3, 4
+_USUAL, _EXACT, _SEEN, _DAYS = 0, 1, 2, 3
 
 
 def nightly(starts: Iterable[int], minutes: int) -> Series:
@@ -30,52 +30,60 @@ def nightly(starts: Iterable[int], minutes: int) -> Series:
     return out
 
 
-def habit(series: Series, step: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Return what past days say of the window that ends with a step, by its sort and scale."""
+def habit(series: Series, step: int) -> Habit:
+    """Return what past days say of the window that ends with a step, and of those after it in its hour."""
     low = step - step % BLOCK_STEPS
     [found] = habits([(series, learn([(series, low)], grid())[0])], low, BLOCK_STEPS, grid(), [])
-    return found.values[:, :, step - low]
+    at = step - low
+    return Habit(step, found.by_step[:, at : at + found.by_step.shape[1] - BLOCK_STEPS + 1], found.least[:, at:])
 
 
 def test_what_came_for_an_hour_yesterday_is_not_expected_after_that_hour() -> None:
     series = nightly([MONDAY + 2 * HOUR], 60)
-    after = habit(series, MONDAY + DAY + 5 * HOUR)
-    # The two longest scales begin before the task was first seen.
-    assert (after[_IS_USABLE, :9] == 1).all()
-    assert (after[_USUAL, :9] == 0).all()
+    after = habit(series, MONDAY + DAY + 5 * HOUR).by_step
+    # The first steps are of before the task was first seen.
+    assert after[_DAYS, -3 * HOUR :].min() == 1
+    assert (after[_EXACT, -2 * HOUR :] == 0).all()
+    assert after[_USUAL, -2 * HOUR :].sum() < 4 * 10  # of 240
 
 
-def test_what_is_usual_rests_on_what_came_before_a_window_too_but_only_where_their_rates_agree() -> None:
-    steady = nightly([0], 3 * DAY)
-    for step in (2 * DAY + 12 * HOUR, 2 * DAY + 12 * HOUR + 7):
-        found = habit(steady, step)
-        assert found[_USUAL, 0] == found[_BEFORE, 0] == 4 * 10
-        assert found[_SEEN, 0] == 2 * 3 * 4 * 10  # two days, thrice as long as the window
-    after = habit(nightly([day * DAY + 12 * HOUR for day in range(3)], 60), 3 * DAY + 13 * HOUR + 9)
-    assert after[_USUAL, 0] == 0
-    assert after[_SEEN, 0] == 0
+def test_what_is_usual_rests_on_as_much_time_as_has_the_same_rate() -> None:
+    steady = habit(nightly([0], 3 * DAY), 2 * DAY + 12 * HOUR).by_step
+    np.testing.assert_allclose(steady[_USUAL], 4)
+    assert steady[_SEEN, -1] == 2 * 4 * 151  # two days, two hours and a half of each
+    after = habit(nightly([day * DAY + 12 * HOUR for day in range(3)], 60), 3 * DAY + 14 * HOUR).by_step
+    assert (after[_USUAL, -30:] == 0).all()
+
+
+def test_a_load_that_came_once_is_not_usual() -> None:
+    series = nightly([0], 4 * DAY)
+    for step in range(3 * DAY + 12 * HOUR, 3 * DAY + 13 * HOUR):
+        series.add(Count(UNIT, 0, "level", "info", 96), step)
+    usual = habit(series, 4 * DAY + 13 * HOUR).by_step[_USUAL, -HOUR:]
+    assert usual.max() < 2 * 4  # of 44, were it believed
+    assert usual.min() > 0.9 * 4
 
 
 def test_a_night_that_was_called_silent_for_long_is_still_known() -> None:
     series = nightly([MONDAY + 2 * HOUR, MONDAY + DAY + 2 * HOUR], 60)
     series.mark(MONDAY + 3 * HOUR, MONDAY + DAY + 2 * HOUR, 1)
     series.mark(MONDAY + DAY + 3 * HOUR, MONDAY + 2 * DAY, 1)
-    after = habit(series, MONDAY + 2 * DAY + 5 * HOUR)
-    assert (after[_IS_USABLE, :9] == 1).all()
-    assert (after[_USUAL, :9] == 0).all()
+    after = habit(series, MONDAY + 2 * DAY + 5 * HOUR).by_step
+    assert after[_DAYS].min() >= 1
+    assert (after[_EXACT, -2 * HOUR :] == 0).all()
 
 
 def test_a_batch_that_came_an_hour_later_is_expected_later() -> None:
     nights = [MONDAY + day * DAY + 2 * HOUR for day in range(-3, 3)]
     due = MONDAY + 3 * DAY + 2 * HOUR + 30
-    assert habit(nightly(nights, 40), due)[_LEAST].max() >= 40
+    assert habit(nightly(nights, 40), due).least[:, 0].max() >= 40
     nights[-1] += HOUR
     late = nightly(nights, 40)
     late.mark(nights[-1] - HOUR, nights[-1], 1)  # it was called silent meanwhile
-    assert habit(late, due)[_LEAST].max() == 0
+    assert habit(late, due).least[:, 0].max() == 0
     missed = nightly(nights[:-1], 40)
     missed.mark(nights[-1] - HOUR, nights[-1] + 20 * HOUR, 1)
-    assert habit(missed, due)[_LEAST].max() >= 40
+    assert habit(missed, due).least[:, 0].max() >= 40
 
 
 def test_what_comes_once_on_working_days_has_rest_at_weekends() -> None:

@@ -93,7 +93,8 @@ def test_midnight_learns_no_baseline_anew_and_none_would_differ(monkeypatch: pyt
     assert watched is not None
     anew._learn_habits(["task:rare"], {"task:rare": watched}, step)
     assert rare.habit is not None
-    assert rare.habit.values.tolist() == habit.values.tolist()
+    assert rare.habit.by_step.tolist() == habit.by_step.tolist()
+    assert rare.habit.least.tolist() == habit.least.tolist()
 
 
 @pytest.mark.parametrize("window_s", [30, 300, 420, 3600])
